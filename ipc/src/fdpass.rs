@@ -1,0 +1,152 @@
+//! Messages with descriptors over SOCK_SEQPACKET sockets, and who the peer is.
+//!
+//! Sends never block and never raise SIGPIPE; received descriptors are close-on-exec and owned from
+//! the first moment, so that none leaks on any path. Truncation of bytes or descriptors is reported,
+//! never ignored: a record that was cut is not a record.
+
+use crate::limits::RECORD_FDS_MAX;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, getsockopt, recvmsg, sendmsg,
+    socketpair as nix_socketpair, sockopt,
+};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// A received message.
+#[derive(Debug)]
+pub struct Received {
+    /// Bytes in the buffer; 0 is the end of the connection.
+    pub bytes: usize,
+    /// Descriptors that came along.
+    pub fds: Vec<OwnedFd>,
+    /// Bytes or descriptors were cut off.
+    pub truncated: bool,
+}
+
+/// Sends one message; never blocks.
+///
+/// # Errors
+/// EAGAIN when the peer does not read, EPIPE when it is gone.
+pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights[..] };
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let sent = sendmsg::<()>(socket.as_fd().as_raw_fd(), &[IoSlice::new(bytes)], control, flags, None)?;
+    if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// Receives one message; blocks only if the socket does.
+///
+/// # Errors
+/// The kernel's; EAGAIN when there is nothing.
+pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut control = nix::cmsg_space!([RawFd; RECORD_FDS_MAX]);
+    let mut iov = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = part {
+            // SAFETY: the kernel has just installed these descriptors for us; nobody else owns them.
+            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+    Ok(Received { bytes: message.bytes, fds, truncated })
+}
+
+/// Two connected SOCK_SEQPACKET sockets, close-on-exec and non-blocking.
+///
+/// # Errors
+/// EMFILE.
+pub fn socketpair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(nix_socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+}
+
+/// Who connected, as the kernel saw it at connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Process: a label for logs, nothing else.
+    pub pid: u32,
+}
+
+/// The peer's credentials.
+///
+/// # Errors
+/// The kernel's.
+pub fn peer(socket: &impl AsFd) -> io::Result<Peer> {
+    let c = getsockopt(&socket.as_fd(), sockopt::PeerCredentials)?;
+    Ok(Peer { uid: c.uid(), gid: c.gid(), pid: c.pid().max(0) as u32 })
+}
+
+/// Rings a doorbell socket: one byte, never blocks; a full socket is already ringing.
+#[inline]
+pub fn ring(socket: impl AsFd) {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let _ = nix::sys::socket::send(socket.as_fd().as_raw_fd(), &[1], flags);
+}
+
+/// Empties a doorbell socket, at most [`crate::limits::DOORBELL_DRAIN_MAX`] rings. Says whether it is empty now.
+pub fn drain(socket: impl AsFd) -> bool {
+    let mut buffer = [0; 8];
+    for _ in 0..crate::limits::DOORBELL_DRAIN_MAX {
+        match nix::sys::socket::recv(socket.as_fd().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) | Err(_) => return true,
+            Ok(_) => {}
+        }
+    }
+    false
+}
+
+/// Whether the peer has hung up (or sent something where nothing is due): looks, never blocks, takes nothing.
+#[must_use]
+pub fn hung_up(socket: impl AsFd) -> bool {
+    let mut buffer = [0; 1];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+    match nix::sys::socket::recv(socket.as_fd().as_raw_fd(), &mut buffer, flags) {
+        Ok(bytes) => bytes == 0,
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => false,
+        Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_travel_with_their_message() {
+        let (a, b) = socketpair().unwrap();
+        let (c, d) = socketpair().unwrap();
+        send(&a, b"hello", &[c.as_fd()]).unwrap();
+        let mut buffer = [0; 16];
+        let got = recv(&b, &mut buffer).unwrap();
+        assert_eq!((&buffer[..got.bytes], got.fds.len(), got.truncated), (&b"hello"[..], 1, false));
+        send(&got.fds[0], b"x", &[]).unwrap();
+        assert_eq!(recv(&d, &mut buffer).unwrap().bytes, 1);
+    }
+
+    #[test]
+    fn a_record_that_was_cut_is_said_to_be() {
+        let (a, b) = socketpair().unwrap();
+        send(&a, b"hello", &[]).unwrap();
+        assert!(recv(&b, &mut [0; 2]).unwrap().truncated);
+    }
+
+    #[test]
+    fn a_filled_doorbell_does_not_block_and_a_hang_up_is_seen() {
+        let (a, b) = socketpair().unwrap();
+        for _ in 0..10_000 {
+            ring(&a);
+        }
+        while !drain(&b) {}
+        assert!(!hung_up(&b));
+        drop(a);
+        assert!(hung_up(&b));
+    }
+}

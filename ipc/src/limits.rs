@@ -1,0 +1,210 @@
+//! Every bound on a count, a size or a wait, in one place.
+//!
+//! Code refers to these names and never to a bare number; `inferctl limits` prints [`TABLE`], and a
+//! test compares it with `docs/limits.md`. A limit that protects against a peer is enforced where the
+//! peer's bytes are parsed. The C client repeats those it needs; `tests/` compares the two.
+
+/// Longest model name in bytes; names are `[A-Za-z0-9._-]+`.
+pub const MODEL_NAME_BYTES_MAX: usize = 63;
+/// Longest tensor name in bytes.
+pub const TENSOR_NAME_BYTES_MAX: usize = 63;
+/// Most inputs, and most outputs, that a signature may have.
+pub const TENSORS_MAX: usize = 64;
+/// Most dimensions of a tensor.
+pub const RANK_MAX: usize = 8;
+/// Largest tensor in bytes.
+pub const TENSOR_BYTES_MAX: u64 = 1 << 30;
+/// Largest slot (header and tensors) in bytes.
+pub const SLOT_BYTES_MAX: u64 = 1 << 30;
+/// Largest region in bytes.
+pub const REGION_BYTES_MAX: u64 = 1 << 32;
+/// Longest table of element names and units of all tensors, in bytes.
+pub const ELEMENT_TEXT_BYTES_MAX: usize = 64 << 10;
+/// Most slots of a session.
+pub const SLOTS_MAX: u32 = 64;
+/// Slots of a session when neither the client nor the configuration says.
+pub const SLOTS_DEFAULT: u32 = 4;
+/// Most models that a daemon serves.
+pub const MODELS_MAX: usize = 64;
+/// Most sessions on one model.
+pub const SESSIONS_PER_MODEL_MAX: usize = 256;
+/// Most sessions of one uid, unless configured lower.
+pub const SESSIONS_PER_UID_MAX: usize = 128;
+/// Most attaches of one uid that have not reached READY.
+pub const HALF_ATTACHES_PER_UID_MAX: usize = 16;
+/// Most connections of one uid on the attach socket.
+pub const CONNECTIONS_PER_UID_MAX: usize = 160;
+/// Most connections on the control socket.
+pub const CONTROL_CONNECTIONS_MAX: usize = 64;
+/// Region bytes charged to one uid at most, unless configured.
+pub const REGION_BYTES_PER_UID_MAX: u64 = 1 << 30;
+/// A client that stalls half-way through an attach is dropped after this.
+pub const ATTACH_GRACE_MS: u64 = 2_000;
+/// Largest difference between a client's monotonic clock and the daemon's at attach.
+pub const CLOCK_SKEW_MS_MAX: u64 = 1_000;
+/// Longest message in an attach answer, in bytes, with its terminating zero.
+pub const ATTACH_MESSAGE_BYTES: usize = 384;
+/// Longest record between supervisor and worker in bytes.
+pub const WORKER_RECORD_BYTES_MAX: usize = 128 << 10;
+/// Most descriptors with one record (`SCM_MAX_FD` of the kernel is 253).
+pub const RECORD_FDS_MAX: usize = 8;
+/// Longest line on the control socket in bytes.
+pub const CONTROL_LINE_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of answers that wait for a slow reader of the control socket; then it is disconnected.
+pub const CONTROL_OUTPUT_BYTES_MAX: usize = 16 << 20;
+/// Most requests of one control connection that have no answer yet; further ones wait unread.
+pub const CONTROL_REQUESTS_OPEN_MAX: usize = 16;
+/// Longest configuration file or manifest in bytes.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Most drop-in files of the configuration.
+pub const CONFIG_DROPINS_MAX: usize = 256;
+/// Largest model file, or external data file, in bytes.
+pub const MODEL_FILE_BYTES_MAX: u64 = 16 << 30;
+/// Most external data files of a model.
+pub const MODEL_FILES_MAX: usize = 256;
+/// Threads of the supervisor that copy model files into memory.
+pub const STAGING_THREADS: usize = 2;
+/// Most options of a model, and most symbolic dimensions.
+pub const OPTIONS_MAX: usize = 64;
+/// Longest file name of external data, in bytes.
+pub const MODEL_FILE_NAME_BYTES_MAX: usize = 255;
+/// Most golden pairs of a manifest.
+pub const GOLDEN_PAIRS_MAX: usize = 16;
+/// A worker must report a loaded and warmed model within this time, unless configured.
+pub const LOAD_MS_DEFAULT: u64 = 120_000;
+/// Longest `load_ms`.
+pub const LOAD_MS_MAX: u64 = 3_600_000;
+/// Warm-up ends after this time at the latest.
+pub const WARM_UP_MS_MAX: u64 = 10_000;
+/// Runs in one window of the warm-up.
+pub const WARM_UP_WINDOW_RUNS: usize = 50;
+/// Two consecutive windows whose medians differ by less than this many percent end the warm-up.
+pub const WARM_UP_FLAT_PERCENT: u64 = 5;
+/// A step may take this long, unless configured; then the worker counts as hung.
+pub const RUN_MS_DEFAULT: u64 = 1_000;
+/// Longest `max_run_ms`.
+pub const RUN_MS_MAX: u64 = 600_000;
+/// Spinning before sleep when nothing is configured.
+pub const SPIN_US_DEFAULT: u64 = 50;
+/// Longest spinning before sleep.
+pub const SPIN_US_MAX: u64 = 10_000_000;
+/// Longest spinning before sleep of a SCHED_FIFO worker: real-time throttling stops everybody otherwise.
+pub const SPIN_US_FIFO_MAX: u64 = 100_000;
+/// A sleeping client looks at its session socket after this time at the latest.
+pub const CLIENT_SLEEP_SLICE_MS: u64 = 10;
+/// A spinning client looks at its session socket once per this time.
+pub const CLIENT_SPIN_CHECK_US: u64 = 1_000;
+/// Attempts to copy a `latest` request that is being overwritten, per turn.
+pub const LATEST_RETRIES_MAX: u32 = 8;
+/// Words that one `futex_waitv` call takes (kernel: FUTEX_WAITV_MAX).
+pub const FUTEX_WAITV_MAX: usize = 128;
+/// Doorbell bytes read from a session's socket per wake.
+pub const DOORBELL_DRAIN_MAX: usize = 64;
+/// Worker entries in a model's baton: live, kept, next, and room for those that are dying.
+pub const BATON_ENTRIES: usize = 16;
+/// Restarts of a model's worker before it is quarantined.
+pub const RESTARTS_MAX: u32 = 5;
+/// The restart count is forgotten after this time without a death.
+pub const RESTART_WINDOW_MS: u64 = 60_000;
+/// Wait before the first restart; doubles with each further one.
+pub const RESTART_BACKOFF_MS: u64 = 10;
+/// Longest wait before a restart.
+pub const RESTART_BACKOFF_MS_MAX: u64 = 5_000;
+/// Interval at which the supervisor answers requests of a recovering model.
+pub const RECOVERY_SWEEP_MS: u64 = 10;
+/// A worker that was killed must be gone within this time; else its sessions end.
+pub const WORKER_EXIT_MS: u64 = 5_000;
+/// The old worker must let the baton go within this time after its step limit.
+pub const SWAP_MS: u64 = 1_000;
+/// Draining ends after this time, unless configured.
+pub const DRAIN_MS_DEFAULT: u64 = 5_000;
+/// Longest `drain_ms`.
+pub const DRAIN_MS_MAX: u64 = 600_000;
+/// Backoff of a client that reattaches: first, and longest.
+pub const REATTACH_BACKOFF_MS: u64 = 5;
+/// Longest backoff of a client that reattaches.
+pub const REATTACH_BACKOFF_MS_MAX: u64 = 250;
+/// An attach takes at most this long, unless the client says otherwise.
+pub const ATTACH_TIMEOUT_MS: u64 = 2_000;
+/// Session faults logged per second; the rest is counted.
+pub const FAULT_LOGS_PER_S: u32 = 10;
+
+/// A named limit, for `inferctl limits`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// The constant's name in lower case.
+    pub name: &'static str,
+    /// Its value, in the unit that ends the name.
+    pub value: u64,
+}
+
+macro_rules! table {
+    ($($name:ident),* $(,)?) => {
+        /// All limits, in the order of this file.
+        pub const TABLE: &[Limit] = &[$(Limit { name: stringify!($name), value: $name as u64 }),*];
+    };
+}
+table!(
+    MODEL_NAME_BYTES_MAX,
+    TENSOR_NAME_BYTES_MAX,
+    TENSORS_MAX,
+    RANK_MAX,
+    TENSOR_BYTES_MAX,
+    SLOT_BYTES_MAX,
+    REGION_BYTES_MAX,
+    ELEMENT_TEXT_BYTES_MAX,
+    SLOTS_MAX,
+    SLOTS_DEFAULT,
+    MODELS_MAX,
+    SESSIONS_PER_MODEL_MAX,
+    SESSIONS_PER_UID_MAX,
+    HALF_ATTACHES_PER_UID_MAX,
+    CONNECTIONS_PER_UID_MAX,
+    CONTROL_CONNECTIONS_MAX,
+    REGION_BYTES_PER_UID_MAX,
+    ATTACH_GRACE_MS,
+    CLOCK_SKEW_MS_MAX,
+    ATTACH_MESSAGE_BYTES,
+    WORKER_RECORD_BYTES_MAX,
+    RECORD_FDS_MAX,
+    CONTROL_LINE_BYTES_MAX,
+    CONTROL_OUTPUT_BYTES_MAX,
+    CONTROL_REQUESTS_OPEN_MAX,
+    CONFIG_BYTES_MAX,
+    CONFIG_DROPINS_MAX,
+    MODEL_FILE_BYTES_MAX,
+    MODEL_FILES_MAX,
+    STAGING_THREADS,
+    OPTIONS_MAX,
+    MODEL_FILE_NAME_BYTES_MAX,
+    GOLDEN_PAIRS_MAX,
+    LOAD_MS_DEFAULT,
+    LOAD_MS_MAX,
+    WARM_UP_MS_MAX,
+    WARM_UP_WINDOW_RUNS,
+    WARM_UP_FLAT_PERCENT,
+    RUN_MS_DEFAULT,
+    RUN_MS_MAX,
+    SPIN_US_DEFAULT,
+    SPIN_US_MAX,
+    SPIN_US_FIFO_MAX,
+    CLIENT_SLEEP_SLICE_MS,
+    CLIENT_SPIN_CHECK_US,
+    LATEST_RETRIES_MAX,
+    FUTEX_WAITV_MAX,
+    DOORBELL_DRAIN_MAX,
+    BATON_ENTRIES,
+    RESTARTS_MAX,
+    RESTART_WINDOW_MS,
+    RESTART_BACKOFF_MS,
+    RESTART_BACKOFF_MS_MAX,
+    RECOVERY_SWEEP_MS,
+    WORKER_EXIT_MS,
+    SWAP_MS,
+    DRAIN_MS_DEFAULT,
+    DRAIN_MS_MAX,
+    REATTACH_BACKOFF_MS,
+    REATTACH_BACKOFF_MS_MAX,
+    ATTACH_TIMEOUT_MS,
+    FAULT_LOGS_PER_S,
+);

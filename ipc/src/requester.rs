@@ -1,0 +1,320 @@
+//! The client's end of a session's rings: writes requests, reads replies.
+//!
+//! Publishing is one store of the slot's sequence number; the doorbell is rung only if the worker
+//! says that it sleeps. Replies appear in order and are released in order: credit is a count.
+//! This file knows nothing of sockets' life, tickets or time-outs; the client library does.
+
+use crate::layout::{
+    ASLEEP_FUTEX, ASLEEP_SOCKET, AWAKE, Geometry, HEADER_BYTES, Queue, REP_DOORBELL, REP_SLEEPING, REP_STATE,
+    REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED, REQ_SLEEPING, REQUEST_RESET, ReplyHeader, RequestHeader, ServingState,
+};
+use crate::mem::{Mem, Wait};
+use crate::sync::{Ordering, fence, streaming_store_fence};
+use std::time::Duration;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// How the worker must be woken after a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ring {
+    /// It is awake, or was woken already.
+    Done,
+    /// It sleeps on the doorbell socket: send one byte there.
+    Socket,
+}
+
+/// What a request says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RequestMeta {
+    /// The caller's label.
+    pub observation_id: u64,
+    /// CLOCK_MONOTONIC nanoseconds at submit.
+    pub t_submit_ns: u64,
+    /// CLOCK_MONOTONIC nanoseconds after which the run shall not begin; 0 for none.
+    pub deadline_ns: u64,
+    /// Steps of the previous action chunk that were executed.
+    pub executed: u32,
+    /// Run this step on fresh state.
+    pub reset: bool,
+}
+
+/// The client's end; see the module.
+#[derive(Debug)]
+pub struct Requester {
+    request: Mem,
+    reply: Mem,
+    geometry: Geometry,
+    latest: bool,
+    /// Number of the next request.
+    next: u64,
+    /// Number of the next reply to look for.
+    expected: u64,
+    /// Replies released.
+    released: u64,
+    /// Requests answered or superseded, as far as polled.
+    answered: u64,
+    /// `seq` of the newest request with the reset flag.
+    reset_seq: u64,
+    /// Whether the slot of `next` was prepared.
+    begun: bool,
+    /// The state word as last seen.
+    state: u64,
+}
+
+impl Requester {
+    /// Uses mapped regions of a fresh session.
+    ///
+    /// # Panics
+    /// When the regions are smaller than the geometry says: check it at import.
+    #[must_use]
+    pub fn new(request: Mem, reply: Mem, geometry: Geometry) -> Requester {
+        assert!(
+            request.bytes() as u64 >= geometry.request_slot_end() && reply.bytes() as u64 >= geometry.reply_slot_end()
+        );
+        let latest = geometry.queue() == Queue::Latest;
+        let mut new = Requester {
+            request,
+            reply,
+            geometry,
+            latest,
+            next: 0,
+            expected: 0,
+            released: 0,
+            answered: 0,
+            reset_seq: 0,
+            begun: false,
+            state: 0,
+        };
+        new.state = new.reply_word(REP_STATE).load(Ordering::Acquire);
+        new
+    }
+
+    fn request_word(&self, word: usize) -> &crate::sync::AtomicU64 {
+        self.request.word(self.geometry.request_base as usize + word)
+    }
+
+    fn reply_word(&self, word: usize) -> &crate::sync::AtomicU64 {
+        self.reply.word(self.geometry.reply_base as usize + word)
+    }
+
+    /// Number that the next request will have.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Number of the next reply that is looked for.
+    #[must_use]
+    pub fn expected(&self) -> u64 {
+        self.expected
+    }
+
+    /// Replies released so far.
+    #[must_use]
+    pub fn released(&self) -> u64 {
+        self.released
+    }
+
+    /// The session's geometry.
+    #[must_use]
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// The model's state, as the worker or the supervisor says.
+    pub fn state(&mut self) -> ServingState {
+        self.state = self.reply_word(REP_STATE).load(Ordering::Acquire);
+        ServingState::from_word(self.state)
+    }
+
+    /// Prepares the slot of the next request. False when all slots are in flight (`in_order`); `latest` never refuses:
+    /// it withdraws the oldest slot.
+    #[inline]
+    pub fn begin(&mut self) -> bool {
+        if self.begun {
+            return true;
+        }
+        if self.latest {
+            let seq = self.request.word(self.geometry.request_slot(self.next));
+            seq.store(0, Ordering::Relaxed);
+            // Release fence: whoever sees any byte of the new tensors sees the withdrawal when it looks at `seq` again
+            // (pairs with the Acquire fence in Responder::confirm).
+            fence(Ordering::Release);
+        } else if self.next - self.released >= u64::from(self.geometry.slots) {
+            return false;
+        }
+        self.begun = true;
+        true
+    }
+
+    /// The bytes of a tensor in the next request's slot, to be written in place. Only between [`Self::begin`] and
+    /// [`Self::publish`].
+    ///
+    /// # Panics
+    /// When the slot was not begun or the range is not within the slot's tensors.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn input_mut(&mut self, offset: u64, bytes: u64) -> &mut [u8] {
+        let at = self.input_at(offset, bytes);
+        // SAFETY: this process's mapping is the only writable one (the kernel's seals see to it; with named segments
+        // the peers' good manners); `&mut self` keeps the slice alone; peers only read, and validate by `seq`.
+        unsafe { self.request.own_slice(at, bytes as usize) }
+    }
+
+    /// Copies a tensor into the next request's slot.
+    #[inline]
+    pub fn write(&mut self, offset: u64, from: &[u8]) {
+        self.request.copy_in(self.input_at(offset, from.len() as u64), from);
+    }
+
+    fn input_at(&self, offset: u64, bytes: u64) -> usize {
+        assert!(self.begun, "begin() comes before writing");
+        let end = offset.checked_add(bytes);
+        let inside = offset >= HEADER_BYTES as u64 && end.is_some_and(|end| end <= self.geometry.request_stride);
+        assert!(inside, "a tensor lies within its slot");
+        self.geometry.request_slot(self.next) + offset as usize
+    }
+
+    /// Publishes the request that was begun; returns its number and how the worker must be woken.
+    ///
+    /// # Panics
+    /// When no slot was begun.
+    #[inline]
+    pub fn publish(&mut self, meta: &RequestMeta) -> (u64, Ring) {
+        assert!(self.begun, "begin() comes before publish()");
+        let seq = self.next + 1;
+        if meta.reset {
+            self.reset_seq = seq;
+        }
+        let header = RequestHeader {
+            seq,
+            observation_id: meta.observation_id,
+            t_submit_ns: meta.t_submit_ns,
+            deadline_ns: meta.deadline_ns,
+            flags: if meta.reset { REQUEST_RESET } else { 0 },
+            executed: meta.executed,
+            reset_seq: self.reset_seq,
+            reserved: [0; 2],
+        };
+        let at = self.geometry.request_slot(self.next);
+        self.request.copy_in(at + 8, &header.as_bytes()[8..]);
+        streaming_store_fence();
+        // Release: pairs with the Acquire load of `seq` in Responder::take.
+        self.request.word(at).store(seq, Ordering::Release);
+        self.request_word(REQ_PUBLISHED).store(seq, Ordering::Release);
+        self.begun = false;
+        self.next += 1;
+        (seq - 1, self.wake_worker())
+    }
+
+    #[inline]
+    fn wake_worker(&self) -> Ring {
+        // SeqCst: orders the stores above before the load below; pairs with the fence in Responder::fall_asleep, so
+        // that either we see it asleep, or it sees our request.
+        fence(Ordering::SeqCst);
+        match self.reply_word(REP_SLEEPING).load(Ordering::Relaxed) {
+            AWAKE => Ring::Done,
+            ASLEEP_SOCKET => Ring::Socket,
+            _ => {
+                let bell = self.request_word(REQ_DOORBELL);
+                // The word changes before the wake, so that a waiter on its way to sleep does not.
+                bell.store(bell.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+                self.request.futex_wake(self.geometry.request_base as usize + REQ_DOORBELL);
+                Ring::Done
+            }
+        }
+    }
+
+    /// Whether the next reply is there.
+    #[must_use]
+    #[inline]
+    pub fn reply_ready(&self) -> bool {
+        let at = self.geometry.reply_slot(self.expected);
+        self.reply.word(at).load(Ordering::Acquire) == self.expected + 1
+    }
+
+    /// The next reply's number and header, once it is there; the one after it is expected next.
+    #[inline]
+    pub fn poll(&mut self) -> Option<(u64, ReplyHeader)> {
+        let at = self.geometry.reply_slot(self.expected);
+        // Acquire: pairs with the Release store of `seq` in Responder::publish.
+        if self.reply.word(at).load(Ordering::Acquire) != self.expected + 1 {
+            return None;
+        }
+        let mut bytes = [0; HEADER_BYTES];
+        self.reply.copy_out(at, &mut bytes);
+        let header = ReplyHeader::read_from_bytes(&bytes).unwrap_or_default();
+        self.expected += 1;
+        self.answered = header.request.saturating_add(1);
+        Some((self.expected - 1, header))
+    }
+
+    /// Copies bytes of a reply's tensors out. The reply must have been polled and not released.
+    #[inline]
+    pub fn read(&self, reply: u64, offset: u64, to: &mut [u8]) {
+        self.reply.copy_out(self.output_at(reply, offset, to.len() as u64), to);
+    }
+
+    /// A pointer to a reply's tensor, valid until the reply is released. The daemon does not rewrite a published reply.
+    #[must_use]
+    #[cfg(not(loom))]
+    pub fn output_pointer(&self, reply: u64, offset: u64, bytes: u64) -> *const u8 {
+        self.reply.pointer(self.output_at(reply, offset, bytes), bytes as usize)
+    }
+
+    fn output_at(&self, reply: u64, offset: u64, bytes: u64) -> usize {
+        assert!(reply < self.expected && reply >= self.released, "a reply is read between its arrival and its release");
+        let end = offset.checked_add(bytes);
+        let inside = offset >= HEADER_BYTES as u64 && end.is_some_and(|end| end <= self.geometry.reply_stride);
+        assert!(inside, "a tensor lies within its slot");
+        self.geometry.reply_slot(reply) + offset as usize
+    }
+
+    /// Releases all replies before number `count`; returns how the worker must be woken. It may sleep for lack of credit
+    /// only while a request of ours is unanswered, so only then is it looked at.
+    ///
+    /// # Panics
+    /// When it runs backwards or past what was polled.
+    #[inline]
+    pub fn release(&mut self, count: u64) -> Ring {
+        assert!(count >= self.released && count <= self.expected, "replies are released in order");
+        self.released = count;
+        // Release: our reads of the slots happen before; pairs with the Acquire in Responder::credit.
+        self.request_word(REQ_RELEASED).store(count, Ordering::Release);
+        if self.latest && self.answered < self.next { self.wake_worker() } else { Ring::Done }
+    }
+
+    /// Sleeps on the doorbell word until a reply or another state comes, or the time is up. Returns at once when one is
+    /// there. A spurious return is possible; look again.
+    pub fn sleep(&mut self, timeout: Option<Duration>) -> Wait {
+        let bell = self.reply_word(REP_DOORBELL).load(Ordering::Acquire);
+        let woken = if self.fall_asleep(ASLEEP_FUTEX) {
+            self.reply.futex_wait(self.geometry.reply_base as usize + REP_DOORBELL, bell, timeout)
+        } else {
+            Wait::Woken
+        };
+        self.wake_up();
+        woken
+    }
+
+    /// Arms the doorbell socket: it becomes readable when a reply or another state comes. False when one is there
+    /// already (and nothing is armed). Drain the socket before.
+    pub fn arm_socket(&mut self) -> bool {
+        let asleep = self.fall_asleep(ASLEEP_SOCKET);
+        if !asleep {
+            self.wake_up();
+        }
+        asleep
+    }
+
+    /// The client is awake: the worker need not ring.
+    pub fn wake_up(&self) {
+        self.request_word(REQ_SLEEPING).store(AWAKE, Ordering::Relaxed);
+    }
+
+    fn fall_asleep(&self, how: u64) -> bool {
+        self.request_word(REQ_SLEEPING).store(how, Ordering::Relaxed);
+        // SeqCst: pairs with the fence in Responder::wake_client.
+        fence(Ordering::SeqCst);
+        !self.reply_ready() && self.reply_word(REP_STATE).load(Ordering::Relaxed) == self.state
+    }
+}
