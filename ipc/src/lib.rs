@@ -12,6 +12,8 @@ pub mod baton;
 pub mod control;
 #[cfg(not(loom))]
 pub mod fdpass;
+#[cfg(not(loom))]
+pub mod fork;
 pub mod layout;
 pub mod limits;
 pub mod mem;
