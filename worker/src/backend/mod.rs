@@ -1,0 +1,101 @@
+//! What runs a model file: the one seam between inferd and inference libraries.
+//!
+//! A backend knows tensors and nothing else: no sessions, no shared memory, no manifest rules save
+//! those it needs to fix shapes. Everything around the run (conditioning, state pairs, guard) is
+//! `policy.rs`. A backend may block, allocate and panic; a model is used by one thread at a time, and
+//! may move to another thread between calls. Backends of your own implement the two traits.
+
+use crate::{Fault, ModelError, files::FileSource};
+use inferd_ipc::limits::{RANK_MAX, TENSOR_BYTES_MAX};
+use inferd_ipc::signature::TensorSpec;
+use inferd_ipc::worker_records::ModelSpec;
+
+pub mod echo;
+#[cfg(feature = "tract")]
+pub mod tract;
+
+/// Loads model files of one kind.
+pub trait Backend {
+    /// The name used in configuration: `tract`.
+    fn name(&self) -> &'static str;
+
+    /// The inference library's version, for `inferctl models`.
+    fn version(&self) -> String;
+
+    /// Loads a model and runs it at least once, so that every shape is known. What the backend had to
+    /// give up (an optimisation, say) goes to `warn`; the model is served all the same.
+    ///
+    /// # Errors
+    /// Anything that keeps the model from running, with a remedy for its author.
+    fn load(
+        &self,
+        spec: &ModelSpec,
+        files: &mut dyn FileSource,
+        warn: &mut dyn FnMut(&str),
+    ) -> Result<Box<dyn Model>, ModelError>;
+}
+
+/// A loaded model: buffers for its inputs, a run, views of its outputs.
+pub trait Model: Send {
+    /// All inputs of the file in its own order, recurrent state among them.
+    fn inputs(&self) -> &[TensorSpec];
+
+    /// All outputs, likewise; shapes as a run gave them.
+    fn outputs(&self) -> &[TensorSpec];
+
+    /// The backend's own aligned buffer for input `i`: contiguous, row-major, to be filled before
+    /// [`run`](Model::run). It keeps its content from run to run. Bytes of a bool are 0 or 1.
+    fn input_mut(&mut self, i: usize) -> &mut [u8];
+
+    /// One step.
+    ///
+    /// # Errors
+    /// What the library says; the next run must work again.
+    fn run(&mut self) -> Result<(), ModelError>;
+
+    /// Output `i` of the last successful run, contiguous and row-major; valid until the next run.
+    fn output(&self, i: usize) -> &[u8];
+
+    /// Called once, after golden pairs and warm-up: from here on every run is a session's step.
+    fn went_live(&mut self) {}
+}
+
+/// The backends that this binary carries.
+#[must_use]
+pub fn names() -> &'static [&'static str] {
+    if cfg!(feature = "tract") { &["echo", "tract"] } else { &["echo"] }
+}
+
+/// The backend of that name.
+///
+/// # Errors
+/// [`Fault::Unsupported`] lists those that there are.
+pub fn by_name(name: &str) -> Result<Box<dyn Backend>, ModelError> {
+    match name {
+        "echo" => Ok(Box::new(echo::Echo)),
+        #[cfg(feature = "tract")]
+        "tract" => Ok(Box::new(tract::Tract)),
+        _ => Err(ModelError::new(
+            Fault::Unsupported,
+            format!("backend {name:?}"),
+            format!("is not in this worker, which has {}", names().join(", ")),
+            format!("correct `backend`, or install inferd-worker-{name} beside the daemon"),
+        )),
+    }
+}
+
+/// Refuses a tensor that is over a limit, before anything of its size is allocated.
+///
+/// # Errors
+/// [`Fault::Unsupported`] names tensor and limit.
+pub fn check_size(tensor: &TensorSpec) -> Result<(), ModelError> {
+    let what = if tensor.shape.len() > RANK_MAX {
+        format!("has {} dimensions, over the limit of {RANK_MAX}", tensor.shape.len())
+    } else if tensor.bytes() > TENSOR_BYTES_MAX {
+        format!("has {} bytes, over the limit of {TENSOR_BYTES_MAX}", tensor.bytes())
+    } else {
+        return Ok(());
+    };
+    let remedy = "export the model with smaller tensors, or correct `shape` and `[dimensions]` in the manifest";
+    Err(ModelError::new(Fault::Unsupported, format!("tensor {tensor}"), what, remedy))
+}

@@ -1,0 +1,268 @@
+//! The control thread: loads the model, then passes the supervisor's records on to the executor.
+//!
+//! It maps and unmaps sessions, logs, and answers for counters, so that the executor does none of
+//! it. It is never pinned to the executor's CPU. When the supervisor is gone it ends the process at
+//! once, whatever the executor is doing.
+
+use crate::backend::Backend;
+use crate::executor::Executor;
+use crate::files::FileSource;
+use crate::link::{Link, LinkError};
+use crate::mailbox::{Mailbox, Order, Report};
+use crate::policy::Policy;
+use crate::session::Session;
+use crate::stats::Stats;
+use crate::{Fault, ModelError, contain, logs, realtime};
+use inferd_ipc::baton::{self, Baton};
+use inferd_ipc::worker_records::{FromWorker, ModelSpec, ToWorker};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Exit status when the model was refused: the supervisor has been told why.
+pub const EXIT_REFUSED: u8 = 3;
+
+/// Runs a worker with the backends that this crate carries. Never returns while the supervisor lives.
+#[must_use]
+pub fn run() -> ExitCode {
+    run_with(&[])
+}
+
+/// Runs a worker that has backends of its own beside those of this crate; its `main` calls this and nothing else.
+#[must_use]
+pub fn run_with(own: &[&dyn Backend]) -> ExitCode {
+    install_panic_hook();
+    let parent = std::os::unix::process::parent_id();
+    if !inferd_ipc::sys::die_with_parent(parent) {
+        return ExitCode::FAILURE;
+    }
+    logs::init();
+    match work(own) {
+        Ok(code) => code,
+        Err(LinkError::Closed) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A bug of ours ends the process: restarts are cheap and honest. A panic inside a model is the model's error.
+fn install_panic_hook() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !contain::is_containing() {
+            default(info);
+            std::process::abort();
+        }
+    }));
+}
+
+fn work(own: &[&dyn Backend]) -> Result<ExitCode, LinkError> {
+    let mut link = Link::from_stdin()?;
+    let (ToWorker::Load(spec), fds) = link.receive()? else { return Ok(ExitCode::FAILURE) };
+    let _span = tracing::info_span!("worker", model = %spec.model, generation = spec.generation).entered();
+    if let Some(cpu) = spec.cpu {
+        realtime::avoid_cpu(cpu);
+    }
+    let mut fds = fds.into_iter();
+    let baton = match fds.next().map(|fd| baton::open(fd.as_fd())) {
+        Some(Ok(baton)) => baton,
+        Some(Err(error)) => return refuse(&link, &error.to_string()),
+        None => return refuse(&link, "no baton came with the model: a bug of the supervisor"),
+    };
+    let mut files = Handed { link: &mut link, model: fds.next(), asked: BTreeMap::new(), early: Vec::new() };
+    let mut stages = Vec::new();
+    let loaded = load(&spec, &mut files, own, &mut stages);
+    let early = std::mem::take(&mut files.early);
+    drop(files);
+    let (policy, loaded) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => return refuse(&link, &error.to_string()),
+    };
+    tracing::debug!(load_us = loaded.load_us, warm_up_us = loaded.warm_up_us, "loaded");
+    link.send(&FromWorker::Loaded(loaded))?;
+    if spec.validate_only {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Control::start(link, spec, policy, baton)?.run(early)
+}
+
+fn load(
+    spec: &ModelSpec,
+    files: &mut Handed<'_>,
+    own: &[&dyn Backend],
+    warnings: &mut Vec<String>,
+) -> Result<(Policy, inferd_ipc::worker_records::Loaded), ModelError> {
+    let socket = files.link.fd().try_clone_to_owned();
+    let mut progress = |stage: &str| {
+        let record = match stage.strip_prefix("warning: ") {
+            Some(message) => {
+                warnings.push(message.to_owned());
+                FromWorker::Warning { message: message.to_owned() }
+            }
+            None => FromWorker::Progress { stage: stage.to_owned() },
+        };
+        // Progress that cannot be sent is no reason to stop loading; the end of the link is seen later.
+        if let (Ok(socket), Ok(bytes)) = (&socket, inferd_ipc::worker_records::encode(&record)) {
+            let _ = inferd_ipc::fdpass::send(socket, &bytes, &[]);
+        }
+    };
+    Policy::load_from(spec, files, own, &mut progress)
+}
+
+fn refuse(link: &Link, message: &str) -> Result<ExitCode, LinkError> {
+    link.send(&FromWorker::Refused { message: message.to_owned() })?;
+    Ok(ExitCode::from(EXIT_REFUSED))
+}
+
+/// Files as the supervisor hands them over.
+struct Handed<'a> {
+    link: &'a mut Link,
+    model: Option<OwnedFd>,
+    asked: BTreeMap<String, Vec<u8>>,
+    /// Records that came while a file was awaited.
+    early: Vec<(ToWorker, Vec<OwnedFd>)>,
+}
+
+fn file_error(place: &str, what: impl Into<String>) -> ModelError {
+    ModelError::new(Fault::File, format!("file {place:?}"), what, "check the model's folder and the manifest")
+}
+
+/// Reads a whole descriptor from offset 0, whatever its position: it is shared with the supervisor.
+fn read_all(fd: OwnedFd) -> std::io::Result<Vec<u8>> {
+    let file = File::from(fd);
+    let length = usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+impl FileSource for Handed<'_> {
+    fn model(&mut self) -> Result<Vec<u8>, ModelError> {
+        let fd = self.model.take().ok_or_else(|| file_error("model", "no model file came with the record"))?;
+        read_all(fd).map_err(|e| file_error("model", e.to_string()))
+    }
+
+    fn file(&mut self, name: &str) -> Result<Vec<u8>, ModelError> {
+        if let Some(bytes) = self.asked.get(name) {
+            return Ok(bytes.clone());
+        }
+        let link_error = |e: LinkError| file_error(name, e.to_string());
+        self.link.send(&FromWorker::NeedFile { name: name.to_owned() }).map_err(link_error)?;
+        loop {
+            match self.link.receive().map_err(link_error)? {
+                (ToWorker::File { name: answered, refused }, mut fds) if answered == name => {
+                    if let Some(reason) = refused {
+                        return Err(file_error(name, reason));
+                    }
+                    let fd = fds.pop().ok_or_else(|| file_error(name, "the supervisor sent no descriptor"))?;
+                    let bytes = read_all(fd).map_err(|e| file_error(name, e.to_string()))?;
+                    self.asked.insert(name.to_owned(), bytes.clone());
+                    return Ok(bytes);
+                }
+                other => self.early.push(other),
+            }
+        }
+    }
+}
+
+/// A worker whose model is loaded.
+struct Control {
+    link: Link,
+    spec: ModelSpec,
+    mailbox: Arc<Mailbox>,
+    stats: Arc<Stats>,
+    suppressed: AtomicU64,
+}
+
+impl Control {
+    fn start(link: Link, spec: ModelSpec, policy: Policy, baton: Baton) -> Result<Control, LinkError> {
+        let mailbox = Arc::new(Mailbox::new()?);
+        let stats = Arc::new(Stats::default());
+        let executor = Executor::new(spec.clone(), policy, baton, mailbox.clone(), stats.clone());
+        std::thread::Builder::new().name("executor".into()).spawn(move || executor.run())?;
+        Ok(Control { link, spec, mailbox, stats, suppressed: AtomicU64::new(0) })
+    }
+
+    fn run(mut self, early: Vec<(ToWorker, Vec<OwnedFd>)>) -> Result<ExitCode, LinkError> {
+        for (record, fds) in early {
+            if let Some(code) = self.record(record, fds)? {
+                return Ok(code);
+            }
+        }
+        loop {
+            let mut fds = [
+                PollFd::new(self.link.fd(), PollFlags::POLLIN),
+                PollFd::new(self.mailbox.reported(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(e) => return Err(std::io::Error::from(e).into()),
+            }
+            let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|r| !r.is_empty());
+            let (record, report) = (ready(&fds[0]), ready(&fds[1]));
+            if report {
+                for report in self.mailbox.reports() {
+                    self.report(report)?;
+                }
+            }
+            if record {
+                let (record, fds) = self.link.receive()?;
+                if let Some(code) = self.record(record, fds)? {
+                    return Ok(code);
+                }
+            }
+        }
+    }
+
+    /// Carries out one record; an exit code ends the process.
+    fn record(&mut self, record: ToWorker, fds: Vec<OwnedFd>) -> Result<Option<ExitCode>, LinkError> {
+        match record {
+            ToWorker::AddSession { session, uid, geometry, state_bytes, backing } => {
+                match Session::map(session, uid, geometry, state_bytes, backing, fds) {
+                    Ok(session) => self.mailbox.order(Order::Add(Box::new(session))),
+                    Err(error) => self.link.send(&FromWorker::SessionFault { session, fault: error.to_string() })?,
+                }
+            }
+            ToWorker::RemoveSession { session } => self.mailbox.order(Order::Remove(session)),
+            ToWorker::Take { predecessor } => self.mailbox.order(Order::Take(predecessor)),
+            ToWorker::LetGo => self.mailbox.order(Order::Look),
+            ToWorker::Drain => self.mailbox.order(Order::Drain),
+            ToWorker::Retire => return Ok(Some(ExitCode::SUCCESS)),
+            ToWorker::Stats => self.link.send(&FromWorker::Stats(self.stats.snapshot()))?,
+            ToWorker::LogLevel { level } => {
+                if let Err(error) = logs::set_level(&level) {
+                    tracing::warn!("{error}");
+                }
+            }
+            ToWorker::Load(_) | ToWorker::File { .. } => {
+                tracing::warn!("a record came that is only due while loading: a bug of the supervisor");
+            }
+        }
+        Ok(None)
+    }
+
+    fn report(&self, report: Report) -> Result<(), LinkError> {
+        match report {
+            Report::Taken => self.link.send(&FromWorker::Taken)?,
+            Report::Drained => self.link.send(&FromWorker::Drained)?,
+            Report::Fault { session, fault } => self.link.send(&FromWorker::SessionFault { session, fault })?,
+            Report::Warning(message) => {
+                tracing::warn!(model = %self.spec.model, "{message}");
+                self.link.send(&FromWorker::Warning { message })?;
+            }
+            Report::Model { session, request, message } => {
+                let seen = self.suppressed.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(model = %self.spec.model, session, request, failures = seen + 1, "{message}");
+            }
+            Report::Gone(session) => drop(session),
+        }
+        Ok(())
+    }
+}

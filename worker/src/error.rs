@@ -1,0 +1,49 @@
+//! What a model's author must act on: what is wrong, where, and the remedy.
+//!
+//! One type for loading and running. [`Fault`] is for code that has to tell cases apart; people read
+//! the message. Errors never hold a client's bytes.
+
+/// What kind of fault a [`ModelError`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// A file is missing, unreadable or damaged.
+    File,
+    /// The backend cannot run this model.
+    Unsupported,
+    /// The manifest contradicts the file, or itself.
+    Manifest,
+    /// The signature differs from the one that is live.
+    Signature,
+    /// A golden pair is not reproduced.
+    Golden,
+    /// An output or a state is NaN or infinite.
+    NonFinite,
+    /// An output is outside its limits.
+    Limits,
+    /// The backend raised while running.
+    Run,
+    /// The backend panicked.
+    Panic,
+}
+
+/// Why a model cannot be served, or why a step has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {what}; {remedy}")]
+pub struct ModelError {
+    /// The kind, for code.
+    pub fault: Fault,
+    /// Where: a file, a tensor, a key of the manifest.
+    pub place: String,
+    /// What is wrong there.
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl ModelError {
+    /// An error with all it needs.
+    #[must_use]
+    pub fn new(fault: Fault, place: impl Into<String>, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        ModelError { fault, place: place.into(), what: what.into(), remedy: remedy.into() }
+    }
+}

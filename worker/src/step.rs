@@ -1,0 +1,226 @@
+//! One step: take a request, decide, run, publish.
+//!
+//! The order is the promise of `docs/semantics.md`: header invalid -> `rejected`; deadline passed ->
+//! `expired`; state lost -> `needs_reset`; inputs copied once into the backend's own buffers and
+//! confirmed; inputs invalid -> `rejected`; run and guard -> `model_error` or the outputs. State is
+//! written before the reply is published, and publishing is the only commit.
+
+use crate::mailbox::{Mailbox, Report};
+use crate::policy::Policy;
+use crate::session::Session;
+use crate::stats::Stats;
+use inferd_ipc::baton::{Baton, Running};
+use inferd_ipc::layout::{REPLY_LATE, REPLY_STATE_LOST, REPLY_STATE_RESET, Status};
+use inferd_ipc::limits::{FAULT_LOGS_PER_S, LATEST_RETRIES_MAX};
+use inferd_ipc::responder::{Answer, Request};
+use inferd_ipc::signature::slot_offsets;
+use inferd_ipc::state::Source;
+use inferd_ipc::sys::now_ns;
+use std::sync::Arc;
+
+/// Runs steps of one model for any session.
+pub struct Stepper {
+    policy: Policy,
+    stats: Arc<Stats>,
+    baton: Baton,
+    entry: u32,
+    generation: u32,
+    /// Offset of each input, and of each output, in its slot.
+    input_offsets: Vec<u64>,
+    output_offsets: Vec<u64>,
+    steps: u64,
+    logs: LogBudget,
+}
+
+/// What one attempt at a step came to.
+enum Outcome {
+    /// Published.
+    Done,
+    /// Nothing to take, or the session is gone.
+    Nothing,
+    /// The request was overwritten while it was copied: take the newer one.
+    Overwritten,
+}
+
+/// Messages that may still be sent in this second; the rest is only counted.
+struct LogBudget {
+    second: u64,
+    left: u32,
+}
+
+impl LogBudget {
+    fn take(&mut self, now_ns: u64) -> bool {
+        let second = now_ns / 1_000_000_000;
+        if second != self.second {
+            (self.second, self.left) = (second, FAULT_LOGS_PER_S);
+        }
+        let any = self.left > 0;
+        self.left -= u32::from(any);
+        any
+    }
+}
+
+/// Marks a session as faulted: it is not served any more, and the supervisor ends it.
+#[cold]
+pub fn fault(session: &mut Session, mailbox: &Mailbox, fault: &str) {
+    session.dead = true;
+    mailbox.report(Report::Fault { session: session.number, fault: fault.to_owned() });
+}
+
+impl Stepper {
+    /// A stepper for a loaded policy.
+    #[must_use]
+    pub fn new(policy: Policy, stats: Arc<Stats>, baton: Baton, entry: u32, generation: u32) -> Stepper {
+        let input_offsets = slot_offsets(&policy.signature().inputs).0;
+        let output_offsets = slot_offsets(&policy.signature().outputs).0;
+        let logs = LogBudget { second: 0, left: 0 };
+        Stepper { policy, stats, baton, entry, generation, input_offsets, output_offsets, steps: 0, logs }
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// One step for a session, if it has a request. True when a reply was published.
+    #[inline]
+    pub fn step(&mut self, session: &mut Session, mailbox: &Mailbox) -> bool {
+        if session.dead {
+            return false;
+        }
+        for _ in 0..LATEST_RETRIES_MAX {
+            match self.attempt(session, mailbox) {
+                Outcome::Done => return true,
+                Outcome::Nothing => return false,
+                Outcome::Overwritten => {}
+            }
+        }
+        false
+    }
+
+    #[inline]
+    fn attempt(&mut self, session: &mut Session, mailbox: &Mailbox) -> Outcome {
+        let request = match session.rings.take() {
+            Ok(None) => return Outcome::Nothing,
+            Ok(Some(request)) => request,
+            Err(lie) => {
+                fault(session, mailbox, &lie.to_string());
+                return Outcome::Nothing;
+            }
+        };
+        let t_start_ns = now_ns();
+        if let Some(invalid) = request.invalid {
+            self.log(session, &request, &invalid.to_string(), t_start_ns, mailbox);
+            return self.refuse(session, &request, Status::Rejected, 0, t_start_ns);
+        }
+        if request.deadline_ns != 0 && t_start_ns > request.deadline_ns {
+            return self.refuse(session, &request, Status::Expired, 0, t_start_ns);
+        }
+        let source = match &session.state {
+            None => Source::Zero { flagged: request.reset },
+            Some(_) if request.reset => Source::Zero { flagged: true },
+            Some(state) => state.source(session.rings.step()),
+        };
+        if source == Source::Lost {
+            return self.refuse(session, &request, Status::NeedsReset, REPLY_STATE_LOST, t_start_ns);
+        }
+        for (i, offset) in self.input_offsets.iter().enumerate() {
+            session.rings.read(&request, *offset, self.policy.input_mut(i));
+        }
+        if !session.rings.confirm(&request) {
+            return Outcome::Overwritten;
+        }
+        if session.guarded && session.rings.damaged() {
+            fault(session, mailbox, "the client truncated its named segment");
+            return Outcome::Nothing;
+        }
+        self.run(session, &request, source, t_start_ns, mailbox)
+    }
+
+    #[inline]
+    fn run(
+        &mut self,
+        session: &mut Session,
+        request: &Request,
+        source: Source,
+        t_start_ns: u64,
+        mailbox: &Mailbox,
+    ) -> Outcome {
+        let running = Running { session: session.number, request: request.number, since_ns: t_start_ns };
+        self.baton.run_begins(self.entry, running);
+        self.load_state(session, source);
+        if let Err(rejected) = self.policy.check_inputs() {
+            self.log(session, request, &rejected.to_string(), t_start_ns, mailbox);
+            return self.end(self.refuse(session, request, Status::Rejected, 0, t_start_ns));
+        }
+        if let Err(error) = self.policy.run() {
+            self.log(session, request, &error.to_string(), t_start_ns, mailbox);
+            return self.end(self.refuse(session, request, Status::ModelError, 0, t_start_ns));
+        }
+        for (i, offset) in self.output_offsets.iter().enumerate() {
+            session.rings.write(*offset, self.policy.output(i));
+        }
+        self.store_state(session);
+        let t_done_ns = now_ns();
+        let late = request.deadline_ns != 0 && t_done_ns > request.deadline_ns;
+        let reset = matches!(source, Source::Zero { flagged: true });
+        let flags = if late { REPLY_LATE } else { 0 } | if reset { REPLY_STATE_RESET } else { 0 };
+        let answer = Answer { status: Status::Ok, flags, t_start_ns, t_done_ns, generation: self.generation };
+        let how = session.rings.publish(request, &answer);
+        session.ring(how);
+        self.stats.reply(Status::Ok, flags, request.skipped);
+        self.stats.run(request.t_submit_ns, t_start_ns, t_done_ns);
+        self.end(Outcome::Done)
+    }
+
+    /// The run has ended and its reply stands.
+    #[inline]
+    fn end(&mut self, outcome: Outcome) -> Outcome {
+        self.steps += 1;
+        self.baton.run_ends(self.entry, self.steps);
+        outcome
+    }
+
+    #[inline]
+    fn load_state(&mut self, session: &Session, source: Source) {
+        let Some(state) = &session.state else { return };
+        for k in 0..self.policy.state_offsets().len() {
+            let offset = self.policy.state_offsets()[k] as usize;
+            let buffer = self.policy.state_in_mut(k);
+            match source {
+                Source::At(half) => state.read(half + offset, buffer),
+                _ => buffer.fill(0),
+            }
+        }
+    }
+
+    #[inline]
+    fn store_state(&mut self, session: &Session) {
+        let Some(state) = &session.state else { return };
+        let half = state.half(session.rings.step() + 1);
+        for (k, offset) in self.policy.state_offsets().iter().enumerate() {
+            state.write(half + *offset as usize, self.policy.state_out(k));
+        }
+    }
+
+    /// Publishes a reply without output.
+    #[inline]
+    fn refuse(&self, session: &mut Session, request: &Request, status: Status, flags: u32, t_start_ns: u64) -> Outcome {
+        let t_done_ns = if status == Status::ModelError { now_ns() } else { t_start_ns };
+        let answer = Answer { status, flags, t_start_ns, t_done_ns, generation: self.generation };
+        let how = session.rings.publish(request, &answer);
+        session.ring(how);
+        self.stats.reply(status, flags, request.skipped);
+        Outcome::Done
+    }
+
+    /// Tells the control thread why a step failed, at a limited rate.
+    #[cold]
+    fn log(&mut self, session: &Session, request: &Request, message: &str, now_ns: u64, mailbox: &Mailbox) {
+        if self.logs.take(now_ns) {
+            let (session, request, message) = (session.number, request.number, message.to_owned());
+            mailbox.report(Report::Model { session, request, message });
+        }
+    }
+}
