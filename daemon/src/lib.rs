@@ -1,0 +1,11 @@
+//! The inferd supervisor, as a library for its binary and its tests.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod logs;
+pub mod manifest;
+pub mod paths;
+pub mod rpc;
+pub mod staging;
+pub mod supervisor;

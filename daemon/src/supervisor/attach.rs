@@ -1,0 +1,565 @@
+//! Robot processes: connections on the attach socket, and the sessions that they become.
+//!
+//! ATTACH -> ATTACHED + descriptors -> MAPPED -> sealed and verified, given to every worker of the model
+//! -> READY. The session is the socket: its end, from either side, is the session's end. Whatever a
+//! client sends is parsed once; every refusal is one sentence that names the remedy. Descriptors that a
+//! client sends are closed on a thread of their own, for closing a hostile one can take seconds.
+
+use super::models::ModelState;
+use super::poller::Token;
+use super::quota::Charge;
+use super::sessions::{BeginError, Parts, State};
+use super::sockets::refuse_descriptors;
+use super::{Phase, Supervisor, Timer, clock_ns};
+use inferd_ipc::attach::{
+    Attach, AttachStatus, Attached, Mapped, Ready, RecordFault, RecordKind, field, head, model_name, parse,
+};
+use inferd_ipc::fdpass::{self, Peer, Received};
+use inferd_ipc::layout::{Backing, Geometry, Queue, ServingState};
+use inferd_ipc::limits::{ATTACH_GRACE_MS, CLOCK_SKEW_MS_MAX, SESSIONS_PER_MODEL_MAX};
+use inferd_ipc::region::{self, Access, NewRegion, RegionKind};
+use inferd_ipc::signature::Signature;
+use inferd_ipc::worker_records::ToWorker;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use std::{io, thread};
+use zerocopy::IntoBytes;
+
+/// The uid that the kernel shows for users who are not mapped into this user namespace.
+const UNMAPPED_UID: u32 = 65_534;
+/// Connections accepted per turn of the loop.
+const ACCEPTS_PER_TURN: usize = 32;
+/// Accepting stops for this time when descriptors have run out.
+const ACCEPT_PAUSE_MS: u64 = 100;
+/// Interval at which the regions of ended sessions are looked at, first.
+const LINGERING_MS: u64 = 20;
+/// Longest interval at which the regions of ended sessions are looked at.
+const LINGERING_MS_MAX: u64 = 500;
+/// Mappings are whole pages.
+const PAGE_BYTES: u64 = 4096;
+/// Stack of the thread that closes descriptors.
+const CLOSER_STACK_BYTES: usize = 64 << 10;
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Connected,
+    /// ATTACHED was sent for this session.
+    Mapping(u64),
+    /// READY was sent for this session.
+    Ready(u64),
+}
+
+/// A robot process.
+pub(super) struct Connection {
+    socket: UnixStream,
+    peer: Peer,
+    progress: Progress,
+}
+
+/// Regions of a session that has ended, until nobody holds them.
+pub(super) struct Lingering {
+    session: u64,
+    /// The request region, on a description of its own.
+    request: OwnedFd,
+    reply: Rc<OwnedFd>,
+    reply_bytes: u64,
+    since: Instant,
+}
+
+/// A refusal: status and sentence.
+type Refusal = (AttachStatus, String);
+
+impl Supervisor {
+    /// The attach socket has connections.
+    pub(super) fn on_attach_listener(&mut self) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            match self.sockets.attach.accept() {
+                Ok((socket, _)) => self.connected(socket),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_scarcity(&error) => return self.pause_accepting(&error),
+                // The peer has gone already, or a signal came.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Without descriptors, accepting would fail at once, again and again.
+    pub(super) fn pause_accepting(&mut self, error: &io::Error) {
+        tracing::error!(%error, "no connection can be accepted; raise the limit on descriptors");
+        self.poller.interest(&self.sockets.attach, Token::AttachListener, false, false);
+        self.poller.interest(&self.sockets.control, Token::ControlListener, false, false);
+        self.poller.after_ms(ACCEPT_PAUSE_MS, Timer::Accept);
+    }
+
+    /// The pause is over.
+    pub(super) fn on_accept_again(&mut self) {
+        self.poller.interest(&self.sockets.attach, Token::AttachListener, true, false);
+        self.poller.interest(&self.sockets.control, Token::ControlListener, true, false);
+    }
+
+    fn connected(&mut self, socket: UnixStream) {
+        refuse_descriptors(&socket);
+        let Ok(peer) = fdpass::peer(&socket) else { return };
+        if socket.set_nonblocking(true).is_err() {
+            return;
+        }
+        if peer.uid == UNMAPPED_UID && !self.config.daemon.allow_unmapped_uids {
+            let what =
+                "this user is not mapped into the daemon's user namespace; map it, or set daemon.allow_unmapped_uids";
+            return refuse_at_the_door(&socket, AttachStatus::Forbidden, what);
+        }
+        if let Err(refused) = self.sessions.quotas.take(peer.uid, Charge::Connection) {
+            return refuse_at_the_door(&socket, AttachStatus::Quota, &refused.to_string());
+        }
+        let id = self.new_id();
+        if let Err(errno) = self.poller.add(&socket, Token::Attach(id)) {
+            self.sessions.quotas.give(peer.uid, Charge::Connection);
+            return refuse_at_the_door(
+                &socket,
+                AttachStatus::NoResources,
+                &format!("the daemon is out of resources: {errno}"),
+            );
+        }
+        self.connections.insert(id, Connection { socket, peer, progress: Progress::Connected });
+        self.poller.after_ms(ATTACH_GRACE_MS, Timer::AttachGrace(id));
+    }
+
+    /// A connection has something to read, or has ended.
+    pub(super) fn on_attach(&mut self, id: u64) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let mut buffer = [0; 2 * size_of::<Attach>()];
+        let received = match fdpass::recv(&connection.socket, &mut buffer) {
+            Ok(received) => received,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
+            Err(_) => return self.hang_up(id, "its connection broke"),
+        };
+        let Received { bytes, fds, truncated } = received;
+        let smuggled = !fds.is_empty();
+        close_elsewhere(fds);
+        if bytes == 0 && !smuggled && !truncated {
+            return self.hang_up(id, "its client hung up");
+        }
+        let progress = connection.progress;
+        let refusal = if smuggled {
+            Err((AttachStatus::BadRequest, "a client sends no descriptors; use the inferd client library".to_owned()))
+        } else {
+            let record = &buffer[..if truncated { buffer.len() } else { bytes }];
+            match progress {
+                Progress::Connected => self.on_attach_record(id, record),
+                Progress::Mapping(session) => self.on_mapped_record(id, session, record),
+                Progress::Ready(_) => Err((AttachStatus::BadRequest, "a record after READY".to_owned())),
+            }
+        };
+        if let Err((status, what)) = refusal {
+            self.refuse_attach(id, status, &what);
+        }
+    }
+
+    /// Tells a client why, and ends its connection.
+    fn refuse_attach(&mut self, id: u64, status: AttachStatus, what: &str) {
+        let Some(connection) = self.connections.get(&id) else { return };
+        let peer = connection.peer;
+        if let Some(left_out) = self.faults.admit(Instant::now()) {
+            tracing::warn!(uid = peer.uid, pid = peer.pid, ?status, what, left_out, "attach refused");
+        }
+        match connection.progress {
+            Progress::Connected => send_refusal(&connection.socket, status, what),
+            Progress::Mapping(_) => send_ready(&connection.socket, status, what),
+            Progress::Ready(_) => {}
+        }
+        self.hang_up(id, what);
+    }
+
+    fn on_attach_record(&mut self, id: u64, record: &[u8]) -> Result<(), Refusal> {
+        let wish: Attach = parse(record, RecordKind::Attach).map_err(|fault| match fault {
+            RecordFault::Abi { .. } => (AttachStatus::AbiMismatch, fault.to_string()),
+            _ => (AttachStatus::BadRequest, fault.to_string()),
+        })?;
+        if self.phase == Phase::Draining {
+            return Err((AttachStatus::ShuttingDown, "the daemon is shutting down; attach again later".to_owned()));
+        }
+        let skew_ns = wish.clock_ns.abs_diff(clock_ns());
+        if skew_ns > CLOCK_SKEW_MS_MAX * 1_000_000 {
+            let what = format!(
+                "the clocks of client and daemon differ by {} ms: a time namespace stands between them; run both in one",
+                skew_ns / 1_000_000
+            );
+            return Err((AttachStatus::ClockSkew, what));
+        }
+        let (model, generation, signature, geometry) = self.look_up(&wish)?;
+        let Some(connection) = self.connections.get(&id) else { return Ok(()) };
+        let (peer, backing) = (connection.peer, self.config.ipc.backing);
+        if backing == Backing::Posix && peer.uid != nix::unistd::geteuid().as_raw() {
+            let what = "named segments serve the daemon's own user only; set ipc.backing = \"memfd\" for other users";
+            return Err((AttachStatus::Forbidden, what.to_owned()));
+        }
+        let region_bytes = geometry.request_bytes + geometry.reply_bytes;
+        let instance = self.instance.clone();
+        let mut for_client = Vec::new();
+        let begun = self.sessions.begin(peer.uid, model, region_bytes, |number| {
+            let made = Regions::make(geometry, backing, &instance, number, generation, &signature)?;
+            for_client = made.for_client;
+            Ok::<Parts, Refusal>(Parts { connection: id, pid: peer.pid, ..made.parts })
+        });
+        let number = begun.map_err(|error| match error {
+            BeginError::Quota(refused) => (AttachStatus::Quota, refused.to_string()),
+            BeginError::Parts(refusal) => refusal,
+        })?;
+        let spin_us = self.models.get(&model).map_or(0, |model| model.config.spin_us);
+        let record = Attached {
+            head: head(RecordKind::Attached, size_of::<Attached>()),
+            status: AttachStatus::Ok as u32,
+            generation,
+            session: number,
+            geometry,
+            backing: backing as u32,
+            spin_us: u32::try_from(spin_us).unwrap_or(u32::MAX),
+            version: field(env!("CARGO_PKG_VERSION")),
+            message: field(""),
+        };
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
+        connection.progress = Progress::Mapping(number);
+        let borrowed: Vec<_> = for_client.iter().map(AsFd::as_fd).collect();
+        let sent = fdpass::send(&connection.socket, record.as_bytes(), &borrowed);
+        if sent.is_err() {
+            self.hang_up(id, "it did not take ATTACHED");
+        }
+        Ok(())
+    }
+
+    /// The model of a wish, and the session's geometry.
+    fn look_up(&self, wish: &Attach) -> Result<(u64, u32, Signature, Geometry), Refusal> {
+        let bad = |what: String| (AttachStatus::BadRequest, what);
+        let name = model_name(&wish.model).map_err(|fault| bad(fault.to_string()))?;
+        let Some((id, model)) = self.models.iter().find(|(_, model)| model.name == name) else {
+            return Err((
+                AttachStatus::UnknownModel,
+                unknown_model(name, self.models.values().map(|m| m.name.as_str())),
+            ));
+        };
+        let Some(live) = model.live.as_ref().filter(|_| model.state == ModelState::Live) else {
+            return Err((AttachStatus::Unavailable, model.unavailable()));
+        };
+        if wish.flags != 0 {
+            return Err(bad(format!("unknown attach flags {:#x}; update the daemon", wish.flags)));
+        }
+        let queue = match wish.queue {
+            0 => model.config.queue,
+            number => Queue::from_number(number).ok_or_else(|| bad(format!("unknown queue {number}")))?,
+        };
+        let most = model.config.slots;
+        let slots = if wish.slots == 0 { most } else { wish.slots };
+        if slots > most {
+            return Err(bad(format!(
+                "{slots} slots wished for; model {name} allows {most}: ask for fewer, or raise its `slots`"
+            )));
+        }
+        if self.sessions.count_of(*id) >= SESSIONS_PER_MODEL_MAX {
+            let what = format!("model {name} has {SESSIONS_PER_MODEL_MAX} sessions, the most it may have; close one");
+            return Err((AttachStatus::Quota, what));
+        }
+        let signature = live.loaded.signature.clone();
+        let geometry = Geometry::new(&signature, slots, queue, self.sessions.next());
+        let geometry = geometry.map_err(|error| bad(format!("{error}; ask for fewer slots")))?;
+        Ok((*id, live.generation.number, signature, geometry))
+    }
+
+    fn on_mapped_record(&mut self, id: u64, number: u64, record: &[u8]) -> Result<(), Refusal> {
+        parse::<Mapped>(record, RecordKind::Mapped).map_err(|fault| (AttachStatus::BadRequest, fault.to_string()))?;
+        let Some(session) = self.sessions.get(number) else { return Ok(()) };
+        let (model_id, parts) = (session.model, &session.parts);
+        region::seal_request(parts.request.as_fd(), parts.geometry.request_bytes, parts.backing)
+            .map_err(|error| (AttachStatus::BadRegion, error.to_string()))?;
+        if self.phase == Phase::Draining {
+            return Err((AttachStatus::ShuttingDown, "the daemon is shutting down; attach again later".to_owned()));
+        }
+        let Some(model) = self.models.get(&model_id) else { return Ok(()) };
+        let Some(worker) = model.live_worker() else { return Err((AttachStatus::Unavailable, model.unavailable())) };
+        let state = self.state_for(worker, number).map_err(|what| (AttachStatus::NoResources, what))?;
+        if let Some(session) = self.sessions.get_mut(number) {
+            session.parts.state = state;
+            session.parts.ready_at = Some(Instant::now());
+        }
+        self.sessions.ready(number);
+        let knowing = |(id, worker): (&u64, &super::workers::Worker)| {
+            (worker.model == Some(model_id) && worker.knows_sessions()).then_some(*id)
+        };
+        let workers: Vec<u64> = self.workers.iter().filter_map(knowing).collect();
+        for worker in workers {
+            self.send_session(worker, number, None);
+        }
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
+        connection.progress = Progress::Ready(number);
+        let peer = connection.peer;
+        send_ready(&connection.socket, AttachStatus::Ok, "");
+        if let Some(model) = self.models.get(&model_id) {
+            tracing::info!(session = number, model = %model.name, uid = peer.uid, pid = peer.pid, "session begins");
+        }
+        self.arm_watch();
+        Ok(())
+    }
+
+    /// Tells a worker of a session; `state` where it is not the one that fits anyway.
+    pub(super) fn send_session(&mut self, worker: u64, number: u64, state: Option<State>) {
+        let state = match state.map_or_else(|| self.state_for(worker, number), |state| Ok(Some(state))) {
+            Ok(state) => state,
+            Err(what) => return self.session_fault(number, &what),
+        };
+        let Some(session) = self.sessions.get(number) else { return };
+        let parts = &session.parts;
+        let record = ToWorker::AddSession {
+            session: number,
+            uid: session.uid,
+            geometry: parts.geometry,
+            state_bytes: state.as_ref().map_or(0, |state| state.bytes),
+            backing: parts.backing,
+        };
+        let mut fds = vec![Rc::clone(&parts.request), Rc::clone(&parts.reply), Rc::clone(&parts.doorbell)];
+        fds.extend(state.map(|state| state.fd));
+        self.tell(worker, &record, &fds);
+    }
+
+    /// An attach that was not ready in time.
+    pub(super) fn on_attach_grace(&mut self, id: u64) {
+        if self.connections.get(&id).is_some_and(|connection| !matches!(connection.progress, Progress::Ready(_))) {
+            let what = format!("the attach was not finished within {ATTACH_GRACE_MS} ms");
+            self.refuse_attach(id, AttachStatus::BadRequest, &what);
+        }
+    }
+
+    /// A session's client lied, or its regions cannot be used: logged at a limited rate, and ended.
+    pub(super) fn session_fault(&mut self, number: u64, fault: &str) {
+        if let Some(left_out) = self.faults.admit(Instant::now()) {
+            let uid = self.sessions.get(number).map(|session| session.uid);
+            tracing::warn!(session = number, uid, fault, left_out, "session fault");
+        }
+        self.end_session(number, fault);
+    }
+
+    /// Ends a connection, and its session.
+    pub(super) fn hang_up(&mut self, id: u64, why: &str) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        self.poller.remove(&connection.socket);
+        // A duplicate elsewhere would delay the hang-up; shutdown does not wait for it.
+        let _ = connection.socket.shutdown(Shutdown::Both);
+        self.sessions.quotas.give(connection.peer.uid, Charge::Connection);
+        match connection.progress {
+            Progress::Connected => {}
+            Progress::Mapping(number) | Progress::Ready(number) => self.reap(number, why),
+        }
+    }
+
+    /// Ends a session, and its connection.
+    pub(super) fn end_session(&mut self, number: u64, why: &str) {
+        if let Some(connection) = self.sessions.get(number).map(|session| session.parts.connection) {
+            self.hang_up(connection, why);
+        }
+    }
+
+    /// Takes a session back from everybody.
+    fn reap(&mut self, number: u64, why: &str) {
+        let Some(session) = self.sessions.end(number) else { return };
+        let parts = session.parts;
+        if session.ready {
+            let knows = |w: &super::workers::Worker| w.model == Some(session.model) && w.knows_sessions();
+            let workers: Vec<u64> = self.workers.iter().filter(|(_, w)| knows(w)).map(|(id, _)| *id).collect();
+            for worker in workers {
+                self.tell(worker, &ToWorker::RemoveSession { session: number }, &[]);
+            }
+            let age_s = parts.ready_at.map_or(0.0, |at| at.elapsed().as_secs_f64());
+            tracing::info!(session = number, uid = session.uid, pid = parts.pid, age_s, why, "session ends");
+        }
+        if let Some(model) = self.models.get_mut(&session.model) {
+            model.recovery.forget(number);
+            if let Some(swap) = &mut model.swap {
+                swap.forget(number);
+            }
+        }
+        parts.names.iter().for_each(|name| region::unlink(name));
+        region::punch(parts.reply.as_fd(), parts.geometry.reply_bytes);
+        match region::reopen(parts.request.as_fd(), Access::ReadWrite) {
+            Ok(request) => {
+                let (reply, reply_bytes) = (parts.reply, parts.geometry.reply_bytes);
+                if self.lingering.is_empty() {
+                    self.poller.after_ms(LINGERING_MS, Timer::Lingering);
+                }
+                self.lingering.push(Lingering { session: number, request, reply, reply_bytes, since: Instant::now() });
+            }
+            // Without /proc or descriptors there is no way to look: the charge is dropped rather than kept for ever.
+            Err(_) => self.sessions.released(number),
+        }
+    }
+
+    /// Looks whether the regions of ended sessions are free.
+    pub(super) fn on_lingering(&mut self) {
+        let mut youngest = Duration::MAX;
+        let (sessions, lingering) = (&mut self.sessions, &mut self.lingering);
+        lingering.retain(|ended| {
+            let held = region::still_held(ended.request.as_fd());
+            if held {
+                youngest = youngest.min(ended.since.elapsed());
+            } else {
+                // A worker may have finished a step after the first punch.
+                region::punch(ended.reply.as_fd(), ended.reply_bytes);
+                sessions.released(ended.session);
+            }
+            held
+        });
+        if !self.lingering.is_empty() {
+            let wait = youngest.clamp(Duration::from_millis(LINGERING_MS), Duration::from_millis(LINGERING_MS_MAX));
+            self.poller.after(wait, Timer::Lingering);
+        }
+    }
+}
+
+/// The regions of a session that begins.
+struct Regions {
+    parts: Parts,
+    /// Request region, reply region (read-only), doorbell socket.
+    for_client: Vec<OwnedFd>,
+}
+
+impl Regions {
+    fn make(
+        geometry: Geometry,
+        backing: Backing,
+        instance: &str,
+        number: u64,
+        generation: u32,
+        signature: &Signature,
+    ) -> Result<Regions, Refusal> {
+        let no_region = |error: region::RegionError| (AttachStatus::NoResources, error.to_string());
+        let request =
+            region::create(backing, RegionKind::Request, geometry.request_bytes, instance).map_err(no_region)?;
+        let request = Named(Some(request));
+        let reply = region::create(backing, RegionKind::Reply, geometry.reply_bytes, instance).map_err(no_region)?;
+        let reply = Named(Some(reply));
+        // Header, signature and words only: mapping all of a large region would hold the loop up.
+        let head_bytes = geometry.reply_slots.next_multiple_of(PAGE_BYTES);
+        let mem = region::map(reply.fd(), head_bytes, Access::ReadWrite, backing).map_err(no_region)?;
+        region::init_reply(&mem, number, generation, signature, &geometry, ServingState::Serving);
+        let (ours, theirs) = fdpass::socketpair().map_err(|error| {
+            (AttachStatus::NoResources, format!("no doorbell socket: {error}; raise the limit on descriptors"))
+        })?;
+        let for_client = vec![
+            region::for_client(request.region(), RegionKind::Request).map_err(no_region)?,
+            region::for_client(reply.region(), RegionKind::Reply).map_err(no_region)?,
+            theirs,
+        ];
+        let (request, reply) = (request.keep(), reply.keep());
+        let parts = Parts {
+            connection: 0,
+            pid: 0,
+            queue: geometry.queue(),
+            geometry,
+            backing,
+            names: request.name.into_iter().chain(reply.name).collect(),
+            request: Rc::new(request.fd),
+            reply: Rc::new(reply.fd),
+            doorbell: Rc::new(ours),
+            state: None,
+            ready_at: None,
+        };
+        Ok(Regions { parts, for_client })
+    }
+}
+
+/// A region whose name goes with it, unless it is kept.
+struct Named(Option<NewRegion>);
+
+impl Named {
+    fn region(&self) -> &NewRegion {
+        self.0.as_ref().expect("kept only by value")
+    }
+
+    fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.region().fd.as_fd()
+    }
+
+    fn keep(mut self) -> NewRegion {
+        self.0.take().expect("kept only by value")
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if let Some(name) = self.0.as_ref().and_then(|region| region.name.as_deref()) {
+            region::unlink(name);
+        }
+    }
+}
+
+fn is_scarcity(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let scarce = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM];
+    error.raw_os_error().is_some_and(|number| scarce.contains(&Errno::from_raw(number)))
+}
+
+/// Names the models that there are: they are no secret to those who may attach, unlike sessions.
+fn unknown_model<'a>(name: &str, models: impl Iterator<Item = &'a str>) -> String {
+    let mut names: Vec<&str> = models.collect();
+    names.sort_unstable();
+    match names.is_empty() {
+        true => format!("no model {name:?} here: this daemon serves none; load it, or check the runtime directory"),
+        false => format!("no model {name:?} here; this daemon serves: {}", names.join(", ")),
+    }
+}
+
+fn send_refusal(socket: &UnixStream, status: AttachStatus, what: &str) {
+    let record = Attached {
+        head: head(RecordKind::Attached, size_of::<Attached>()),
+        status: status as u32,
+        generation: 0,
+        session: 0,
+        geometry: Geometry::default(),
+        backing: 0,
+        spin_us: 0,
+        version: field(env!("CARGO_PKG_VERSION")),
+        message: field(what),
+    };
+    // A client that does not read its refusal finds the hang-up instead.
+    let _ = fdpass::send(socket, record.as_bytes(), &[]);
+}
+
+fn send_ready(socket: &UnixStream, status: AttachStatus, what: &str) {
+    let head = head(RecordKind::Ready, size_of::<Ready>());
+    let record = Ready { head, status: status as u32, reserved: 0, message: field(what) };
+    let _ = fdpass::send(socket, record.as_bytes(), &[]);
+}
+
+/// Refuses a connection that is not even entered. What it has sent is read first: closing a socket with unread
+/// bytes would tell the peer of a broken connection instead of the refusal.
+fn refuse_at_the_door(socket: &UnixStream, status: AttachStatus, what: &str) {
+    let mut buffer = [0; 2 * size_of::<Attach>()];
+    if let Ok(received) = fdpass::recv(socket, &mut buffer) {
+        close_elsewhere(received.fds);
+    }
+    send_refusal(socket, status, what);
+}
+
+/// Closes descriptors of a peer where nobody waits for it.
+fn close_elsewhere(fds: Vec<OwnedFd>) {
+    if fds.is_empty() {
+        return;
+    }
+    let closer = thread::Builder::new().name("closer".to_owned()).stack_size(CLOSER_STACK_BYTES);
+    if closer.spawn(move || drop(fds)).is_err() {
+        tracing::warn!("no thread to close a client's descriptors; they were closed in the loop");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_model_is_answered_with_the_names_that_there_are() {
+        let what = unknown_model("go3", ["walk", "go2"].into_iter());
+        assert_eq!(what, "no model \"go3\" here; this daemon serves: go2, walk");
+        assert!(unknown_model("go3", [].into_iter()).contains("serves none"));
+    }
+}

@@ -1,0 +1,180 @@
+//! Operators: connections on the control socket, their commands in and answers out.
+//!
+//! Lines and JSON are [`crate::rpc`]'s; this file owns the sockets. An operator that does not read is
+//! dropped when too much waits for it; nobody waits for an operator. An answer whose asker has gone in
+//! the meantime is lost, what it asked for is done nevertheless.
+
+use super::Supervisor;
+use super::poller::{Ready, Token};
+use super::sockets::refuse_descriptors;
+use crate::rpc::{Connection, Fate};
+use inferd_ipc::control::{Progress, RpcError, code};
+use inferd_ipc::fdpass::{self, Peer};
+use inferd_ipc::limits::CONTROL_CONNECTIONS_MAX;
+use serde::Serialize;
+use serde_json::Value;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+
+/// Connections accepted per turn of the loop.
+const ACCEPTS_PER_TURN: usize = 16;
+/// Bytes read from a connection per turn of the loop.
+const READ_BYTES: usize = 16 << 10;
+
+/// An operator's connection.
+pub(super) struct Control {
+    socket: UnixStream,
+    rpc: Connection,
+    peer: Peer,
+    /// What the poller was asked to watch for: reading, writing.
+    interest: (bool, bool),
+}
+
+/// Who waits for the answer of a command.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    control: u64,
+    id: Value,
+    /// Who it is, for the log.
+    pub uid: u32,
+}
+
+impl Supervisor {
+    /// The control socket has connections.
+    pub(super) fn on_control_listener(&mut self) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            match self.sockets.control.accept() {
+                Ok((socket, _)) => self.operator_connected(socket),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
+                }
+                Err(error) => return self.pause_accepting(&error),
+            }
+        }
+    }
+
+    fn operator_connected(&mut self, mut socket: UnixStream) {
+        refuse_descriptors(&socket);
+        let Ok(peer) = fdpass::peer(&socket) else { return };
+        if socket.set_nonblocking(true).is_err() {
+            return;
+        }
+        if self.controls.len() >= CONTROL_CONNECTIONS_MAX {
+            let mut rpc = Connection::new();
+            let message =
+                format!("{CONTROL_CONNECTIONS_MAX} operators are connected, the most there may be; close one");
+            rpc.fail(&Value::Null, RpcError { code: code::LIMIT, message });
+            let _ = socket.write(rpc.output());
+            return;
+        }
+        let id = self.new_id();
+        if self.poller.add_stream(&socket, Token::Control(id)).is_ok() {
+            self.controls.insert(id, Control { socket, rpc: Connection::new(), peer, interest: (true, false) });
+        }
+    }
+
+    /// A connection has something to read, room to write, or has ended: what it asked for before that is still done.
+    pub(super) fn on_control(&mut self, id: u64, ready: Ready) {
+        loop {
+            let more = ready.read && self.read_control(id);
+            while let Some(control) = self.controls.get_mut(&id) {
+                let Some(request) = control.rpc.next_request() else { break };
+                let asker = Asker { control: id, id: request.id, uid: control.peer.uid };
+                self.on_command(asker, request.command);
+            }
+            if !(ready.hang_up && more) {
+                break;
+            }
+        }
+        if ready.hang_up {
+            self.drop_control(id);
+        } else {
+            self.flush_control(id);
+        }
+    }
+
+    /// Reads once. Says whether there may be more.
+    fn read_control(&mut self, id: u64) -> bool {
+        let Some(control) = self.controls.get_mut(&id).filter(|control| control.rpc.wants_read()) else { return false };
+        let mut buffer = [0; READ_BYTES];
+        match control.socket.read(&mut buffer) {
+            Ok(0) => control.rpc.end(),
+            Ok(bytes) => {
+                control.rpc.feed(&buffer[..bytes]);
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.drop_control(id),
+        }
+        false
+    }
+
+    /// Writes what can be written, and asks to be woken for the rest.
+    fn flush_control(&mut self, id: u64) {
+        let Some(control) = self.controls.get_mut(&id) else { return };
+        while !control.rpc.output().is_empty() {
+            match control.socket.write(control.rpc.output()) {
+                Ok(bytes) => control.rpc.wrote(bytes),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return self.drop_control(id),
+            }
+        }
+        if control.rpc.fate() == Fate::Close {
+            return self.drop_control(id);
+        }
+        let interest = (control.rpc.wants_read(), !control.rpc.output().is_empty());
+        if interest != control.interest {
+            control.interest = interest;
+            self.poller.interest_stream(&control.socket, Token::Control(id), interest.0, interest.1);
+        }
+    }
+
+    /// Ends an operator's connection.
+    pub(super) fn drop_control(&mut self, id: u64) {
+        if let Some(control) = self.controls.remove(&id) {
+            self.poller.remove(&control.socket);
+        }
+    }
+
+    /// Whether every answer has been written, or its asker is gone.
+    pub(super) fn answers_written(&self) -> bool {
+        self.controls.values().all(|control| control.rpc.output().is_empty())
+    }
+
+    /// Answers a command.
+    pub(super) fn answer<T: Serialize>(&mut self, asker: &Asker, answer: &T) {
+        if let Some(control) = self.controls.get_mut(&asker.control) {
+            control.rpc.answer(&asker.id, answer);
+            self.flush_control(asker.control);
+        }
+    }
+
+    /// Answers a command with an error.
+    pub(super) fn refuse(&mut self, asker: &Asker, code: i64, message: &str) {
+        if let Some(control) = self.controls.get_mut(&asker.control) {
+            control.rpc.fail(&asker.id, RpcError { code, message: message.to_owned() });
+            self.flush_control(asker.control);
+        }
+    }
+
+    /// Tells how far a command has come.
+    pub(super) fn notify_progress(&mut self, asker: &Asker, model: &str, stage: &str) {
+        if let Some(control) = self.controls.get_mut(&asker.control) {
+            let (model, stage) = (model.to_owned(), stage.to_owned());
+            control.rpc.progress(&Progress { id: asker.id.clone(), model, stage });
+            self.flush_control(asker.control);
+        }
+    }
+
+    /// Tells whoever waits for a model's operation how far it has come.
+    pub(super) fn tell_progress(&mut self, model: u64, stage: &str) {
+        let Some(found) = self.models.get(&model) else { return };
+        let asker = found.operation.as_ref().and_then(|operation| operation.asker.clone());
+        if let Some(asker) = asker {
+            let name = found.name.clone();
+            self.notify_progress(&asker, &name, stage);
+        }
+    }
+}

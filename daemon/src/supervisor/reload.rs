@@ -1,0 +1,126 @@
+//! SIGHUP: what changed in the configuration is applied, the rest is untouched.
+//!
+//! A file that is wrong changes nothing and is reported line by line. A change of a model waits for the
+//! operation that is under way on it; a reload that fails leaves the live generation serving. What only
+//! a restart of the daemon can change is said to need one.
+
+use super::models::Wanted;
+use super::operations::Kind;
+use super::quota::Quota;
+use super::{Phase, Supervisor};
+use crate::config::{Config, Diff, QuotaConfig};
+
+/// The configured quota of every uid.
+pub(super) fn quota(config: &QuotaConfig) -> Quota {
+    Quota {
+        connections: config.connections as u64,
+        half_attaches: config.half_attaches as u64,
+        sessions: config.sessions as u64,
+        region_bytes: config.region_bytes,
+    }
+}
+
+impl Supervisor {
+    /// Reads the configuration again.
+    pub(super) fn reload_config(&mut self) {
+        if matches!(self.phase, Phase::Draining | Phase::Over) {
+            return;
+        }
+        self.notify.reloading();
+        match Config::load(self.config_path.as_deref(), &self.overrides) {
+            Ok(new) => self.apply_config(new),
+            Err(errors) => {
+                for error in &errors.0 {
+                    tracing::error!(%error, "the configuration is wrong; nothing changes");
+                }
+            }
+        }
+        let status = self.status_line();
+        self.notify.ready(&status);
+    }
+
+    fn apply_config(&mut self, mut new: Config) {
+        let diff = Config::diff(&self.config, &new);
+        for key in &diff.restart {
+            tracing::warn!(key, "changed, but applies only after a restart of inferd");
+        }
+        new.ipc.backing = self.config.ipc.backing;
+        self.sessions.quotas.set(quota(&new.quota));
+        self.config = new;
+        let Diff { added, removed, changed, same, restart: _ } = diff;
+        tracing::info!(
+            added = added.len(),
+            removed = removed.len(),
+            changed = changed.len(),
+            same = same.len(),
+            "configuration read"
+        );
+        for name in removed {
+            if let Some(id) = self.model_id(&name) {
+                self.want(id, Wanted::Gone);
+            }
+        }
+        for change in changed {
+            self.apply_model(&change.name, change.reload);
+        }
+        for name in added {
+            self.apply_model(&name, true);
+        }
+    }
+
+    fn apply_model(&mut self, name: &str, reload: bool) {
+        let Some(config) = self.config.models.get(name).cloned() else { return };
+        let Some(id) = self.model_id(name) else {
+            if let Err(what) = self.add_model(config, Kind::Start, None) {
+                tracing::error!(model = name, what, "not served");
+            }
+            return;
+        };
+        let Some(model) = self.models.get_mut(&id) else { return };
+        model.configured = true;
+        if reload {
+            self.want(id, Wanted::Config(Box::new(config)));
+        } else {
+            model.config = config;
+        }
+    }
+
+    fn want(&mut self, id: u64, wanted: Wanted) {
+        if let Some(model) = self.models.get_mut(&id) {
+            model.wanted = Some(wanted);
+            self.apply_wanted(id);
+        }
+    }
+
+    /// Applies a change that waited for the operation under way.
+    pub(super) fn apply_wanted(&mut self, id: u64) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        if model.operation.is_some() || self.phase == Phase::Draining {
+            return;
+        }
+        match model.wanted.take() {
+            None => {}
+            Some(Wanted::Gone) => self.remove_model(id),
+            Some(Wanted::Config(config)) => {
+                model.config = (*config).clone();
+                self.begin_generation(id, *config, Kind::Reload, None);
+            }
+        }
+    }
+
+    /// Serves a model no more: its sessions end, its workers exit.
+    pub(super) fn remove_model(&mut self, id: u64) {
+        let sessions: Vec<u64> =
+            self.sessions.iter().filter(|(_, s)| s.model == id).map(|(number, _)| number).collect();
+        for number in sessions {
+            self.end_session(number, "its model is not served any more");
+        }
+        let Some(model) = self.models.remove(&id) else { return };
+        tracing::info!(model = %model.name, "not served any more");
+        let workers: Vec<u64> = self.workers.iter().filter(|(_, w)| w.model == Some(id)).map(|(id, _)| *id).collect();
+        for worker in workers {
+            self.retire_worker(worker);
+        }
+        self.look_whether_ready();
+    }
+}

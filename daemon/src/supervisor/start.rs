@@ -1,0 +1,187 @@
+//! From a sound configuration to a turning loop, and back to nothing.
+//!
+//! The order matters: signals first, so that none is missed; the lock before anything that a running
+//! daemon would notice; models before the loop, so that READY waits for them. Whatever fails before the
+//! loop leaves nothing behind.
+
+use super::poller::{Poller, Token};
+use super::sessions::Registry;
+use super::{Phase, Supervisor, Timer, reload};
+use crate::config::{Config, ConfigError, Overrides};
+use crate::logs::{FaultLimiter, Logs};
+use crate::staging::Stager;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What the daemon is started with.
+#[derive(Debug)]
+pub struct Options {
+    /// The configuration, read and checked.
+    pub config: Config,
+    /// Where it is read again from on SIGHUP; none for the default place.
+    pub config_path: Option<PathBuf>,
+    /// What the command line says against it.
+    pub overrides: Overrides,
+    /// The running logs.
+    pub logs: Logs,
+}
+
+/// Why the daemon did not start, or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The runtime directory cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The sockets cannot be had.
+    #[error(transparent)]
+    Socket(#[from] super::SocketError),
+    /// The kernel refused something that every daemon needs.
+    #[error("{what}: {source}; raise the limits on descriptors and threads")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A configured model that is not optional cannot be served.
+    #[error("{0}; correct it, or set `optional = true` to start without it")]
+    Model(String),
+}
+
+/// Serves until SIGTERM, SIGINT or `inferctl drain`.
+///
+/// # Errors
+/// [`StartError`]; nothing is left behind then.
+pub fn run(options: Options) -> Result<(), StartError> {
+    let mut supervisor = prepare(options)?;
+    supervisor.turn_until_over().map_err(|errno| kernel("epoll")(errno.into()))?;
+    tracing::info!("stopped");
+    match supervisor.failure.take() {
+        Some(what) => Err(StartError::Model(what)),
+        None => Ok(()),
+    }
+}
+
+fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::Kernel { what, source }
+}
+
+fn prepare(options: Options) -> Result<Supervisor, StartError> {
+    let started = Instant::now();
+    let Options { config, config_path, overrides, logs } = options;
+    let paths = crate::paths::runtime_dir(config.daemon.runtime_dir.as_deref())?;
+    let signals = super::signals::Signals::install().map_err(kernel("signal handlers"))?;
+    raise_descriptor_limit();
+    let sockets = super::sockets::Sockets::open(&paths, &config.daemon.attach_socket, &config.daemon.control_socket)?;
+    let instance = instance(&paths.dir);
+    let swept = inferd_ipc::region::sweep(&instance);
+    if swept > 0 {
+        tracing::info!(swept, "removed named segments of an earlier run");
+    }
+    let stager = Stager::start().map_err(kernel("staging threads"))?;
+    let poller: Poller<Timer> = Poller::new().map_err(|errno| kernel("epoll")(errno.into()))?;
+    let added = poller
+        .add(&sockets.attach, Token::AttachListener)
+        .and_then(|()| poller.add(&sockets.control, Token::ControlListener))
+        .and_then(|()| poller.add(&signals, Token::Signals))
+        .and_then(|()| poller.add(stager.wake_fd(), Token::Staging));
+    added.map_err(|errno| kernel("epoll")(errno.into()))?;
+    let mut supervisor = Supervisor {
+        worker_dir: crate::paths::worker_dir(config.daemon.worker_dir.as_deref()),
+        sessions: Registry::new(reload::quota(&config.quota)),
+        config,
+        config_path,
+        overrides,
+        runtime_dir: paths.dir,
+        instance,
+        started,
+        ready_after: None,
+        phase: Phase::Starting,
+        failure: None,
+        poller,
+        sockets,
+        signals,
+        notify: super::notify::Notify::from_env(),
+        stager,
+        staging: BTreeMap::new(),
+        logs,
+        connections: BTreeMap::new(),
+        controls: BTreeMap::new(),
+        lingering: Vec::new(),
+        models: BTreeMap::new(),
+        workers: BTreeMap::new(),
+        validations: BTreeMap::new(),
+        stats: BTreeMap::new(),
+        watch_armed: false,
+        begun: false,
+        drained_at: None,
+        faults: FaultLimiter::default(),
+        last_id: 0,
+        buffer: Vec::new(),
+    };
+    supervisor.begin();
+    Ok(supervisor)
+}
+
+impl Supervisor {
+    fn begin(&mut self) {
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), dir = %self.runtime_dir.display(),
+            models = self.config.models.len(), "starting"
+        );
+        self.notify.status("loading models");
+        if let Some(interval) = self.notify.watchdog {
+            self.poller.after(interval, Timer::Watchdog);
+        }
+        let configs: Vec<_> = self.config.models.values().cloned().collect();
+        for config in configs {
+            let (name, optional) = (config.name.clone(), config.optional);
+            if let Err(what) = self.add_model(config, super::operations::Kind::Start, None) {
+                tracing::error!(model = %name, what, "not served");
+                if !optional {
+                    self.failure.get_or_insert(format!("model {name}: {what}"));
+                    self.begin_drain("a model could not be loaded");
+                }
+            }
+            if self.phase != Phase::Starting {
+                return;
+            }
+        }
+        self.begun = true;
+        self.look_whether_ready();
+    }
+}
+
+/// Each session takes five descriptors: the soft limit of 1024 is for programs that use `select`.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// A name for this daemon's named segments: the same after a restart, another for another directory or user.
+fn instance(dir: &std::path::Path) -> String {
+    let uid = nix::unistd::geteuid().as_raw();
+    let place = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    // FNV-1a, 64 bits: only to tell directories apart.
+    let bytes = place.as_os_str().as_encoded_bytes().iter().copied().chain(uid.to_le_bytes());
+    let hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn an_instance_is_told_from_others_by_its_directory() {
+        assert_eq!(instance(Path::new("/nowhere/a")), instance(Path::new("/nowhere/a")));
+        assert_ne!(instance(Path::new("/nowhere/a")), instance(Path::new("/nowhere/b")));
+        assert_eq!(instance(Path::new("/nowhere/a")).len(), 16);
+    }
+}

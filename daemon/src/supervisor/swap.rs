@@ -1,0 +1,397 @@
+//! Passing a model's sessions from one worker to the next.
+//!
+//! The supervisor grants the baton; the old executor finishes its step and writes its release as its
+//! last write; the new one takes over. Until the new one has taken, the old one can resume. Whoever dies
+//! on the way, exactly one of the two serves afterwards, and the supervisor writes replies only where
+//! neither can. A first generation and a restart are swaps without a predecessor.
+
+use super::models::{Held, ModelState, Stage};
+use super::operations::Kind;
+use super::sessions::State;
+use super::workers::{Purpose, Worker};
+use super::{Phase, Supervisor, Timer};
+use crate::manifest::OnReload;
+use inferd_ipc::limits::SWAP_MS;
+use inferd_ipc::state::{self, Condition};
+use inferd_ipc::worker_records::ToWorker;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Instant;
+
+/// How often a release is looked for before an old worker is granted the baton again.
+const RESUME_MS: u64 = 1;
+
+/// A swap under way.
+pub(super) struct Swap {
+    /// The worker that shall serve.
+    pub to: u64,
+    /// What it holds.
+    target: Held,
+    /// The worker that serves until then, while it lives.
+    pub from: Option<u64>,
+    /// State regions that sessions have from the take-over on, where they differ from those before.
+    states: BTreeMap<u64, State>,
+    /// `carried`, `reset` or `none`.
+    state: &'static str,
+    granted: Option<Instant>,
+}
+
+impl Swap {
+    /// A session has ended.
+    pub fn forget(&mut self, session: u64) {
+        self.states.remove(&session);
+    }
+}
+
+impl Supervisor {
+    /// Begins the next swap of this model, if a worker is warm and none is under way.
+    pub(super) fn swap_when_possible(&mut self, id: u64) {
+        let Some(model) = self.models.get(&id) else { return };
+        if model.swap.is_some() || self.phase == Phase::Draining {
+            return;
+        }
+        let warm = |worker: &u64| self.workers.get(worker).is_some_and(|w| w.stage == Stage::Warm && !w.killed);
+        let restart = model.recovery.worker.filter(|_| model.state != ModelState::Live);
+        if let Some(worker) = restart.into_iter().chain(model.next).find(warm) {
+            self.begin_swap(id, worker);
+        }
+    }
+
+    /// Grants the baton to a worker that is warm or kept.
+    pub(super) fn begin_swap(&mut self, id: u64, to: u64) {
+        let Some(worker) = self.workers.get(&to) else { return };
+        let Some(loaded) = worker.loaded.clone() else { return };
+        let warm = worker.stage == Stage::Warm;
+        let target = Held { generation: Rc::clone(&worker.generation), loaded, worker: to };
+        let (states, state) = match self.states_for(id, &target) {
+            Ok(states) => states,
+            Err(what) => return self.swap_impossible(id, to, &what),
+        };
+        self.tell_progress(id, "swapping");
+        // A kept worker knows the sessions, but perhaps other state regions of them.
+        if warm || target.loaded.state_bytes > 0 {
+            let sessions: Vec<u64> = self.sessions.ready_of(id).map(|(number, _)| number).collect();
+            for number in sessions {
+                self.send_session(to, number, states.get(&number).cloned());
+            }
+        }
+        let Some(model) = self.models.get_mut(&id) else { return };
+        let from = model.live_worker();
+        model.swap = Some(Swap { to, target, from, states, state, granted: None });
+        self.end_recovery(id);
+        self.grant(id, warm);
+    }
+
+    /// Nothing was granted: the worker goes, what serves stays.
+    fn swap_impossible(&mut self, id: u64, to: u64, what: &str) {
+        let Some(model) = self.models.get(&id) else { return };
+        if model.next == Some(to) || model.recovery.worker == Some(to) {
+            self.kill_worker(to, what);
+        } else {
+            self.fail_operation(id, what);
+        }
+    }
+
+    /// The state regions that sessions need for this generation, where they have no fitting one yet.
+    fn states_for(&self, id: u64, target: &Held) -> Result<(BTreeMap<u64, State>, &'static str), String> {
+        if target.loaded.state_bytes == 0 {
+            return Ok((BTreeMap::new(), "none"));
+        }
+        let before = self.models.get(&id).and_then(|model| model.live.as_ref());
+        let same = before.is_none_or(|live| Rc::ptr_eq(&live.generation, &target.generation));
+        let reset = target.generation.source.manifest.on_reload == OnReload::Reset && !same;
+        let condition = if reset { Condition::Reset } else { Condition::Lost };
+        let mut states = BTreeMap::new();
+        for (number, session) in self.sessions.ready_of(id) {
+            let fits = session.parts.state.as_ref().is_some_and(|state| state.layout == target.loaded.state_layout);
+            if reset || !fits {
+                states.insert(number, make_state(target, condition)?);
+            }
+        }
+        let name = match before {
+            None => "none",
+            Some(_) if reset || !states.is_empty() => "reset",
+            Some(_) => "carried",
+        };
+        Ok((states, name))
+    }
+
+    /// The state region of a session for a worker: what the swap prepared, the session's own if it fits, or a new one.
+    pub(super) fn state_for(&mut self, worker: u64, number: u64) -> Result<Option<State>, String> {
+        let (Some(found), Some(session)) = (self.workers.get(&worker), self.sessions.get(number)) else {
+            return Ok(None);
+        };
+        let Some(loaded) = found.loaded.clone() else { return Ok(None) };
+        if loaded.state_bytes == 0 {
+            return Ok(None);
+        }
+        if let Some(state) = session.parts.state.as_ref().filter(|state| state.layout == loaded.state_layout) {
+            return Ok(Some(state.clone()));
+        }
+        let target = Held { generation: Rc::clone(&found.generation), loaded, worker };
+        make_state(&target, Condition::Fresh).map(Some)
+    }
+
+    fn grant(&mut self, id: u64, fresh: bool) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        let Some(swap) = &mut model.swap else { return };
+        let (to, from) = (swap.to, swap.from);
+        swap.granted = Some(Instant::now());
+        let Some(worker) = self.workers.get_mut(&to) else { return };
+        worker.enter(Stage::Taking);
+        let (ticket, entry) = (worker.ticket, worker.entry);
+        let predecessor = from.and_then(|from| self.workers.get(&from)).map(|old| (old.entry, old.ticket));
+        if !fresh {
+            // Its release of an earlier turn must not be taken for one of this turn. It waits for the grant and writes
+            // nothing meanwhile.
+            model.baton.clear(entry);
+        }
+        let wait_ms = model.config.max_run_ms.saturating_add(SWAP_MS);
+        model.baton.grant(ticket);
+        self.tell(to, &ToWorker::Take { predecessor }, &[]);
+        if let Some(from) = from {
+            self.tell(from, &ToWorker::LetGo, &[]);
+        }
+        self.poller.after_ms(wait_ms, Timer::Swap { model: id, to });
+    }
+
+    /// The new worker's executor has the baton.
+    pub(super) fn on_taken(&mut self, worker: u64) {
+        let Some(id) = self.workers.get(&worker).and_then(|found| found.model) else { return };
+        let expected = self.models.get(&id).and_then(|model| model.swap.as_ref()).is_some_and(|swap| swap.to == worker);
+        if expected {
+            self.commit_swap(id);
+        }
+    }
+
+    fn commit_swap(&mut self, id: u64) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        let Some(swap) = model.swap.take() else { return };
+        let swap_us = swap.granted.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e6);
+        let before = model.live.replace(swap.target);
+        let generation = model.generation();
+        let from_generation = before.as_ref().map_or(0, |held| held.generation.number);
+        model.generation_last = model.generation_last.max(generation);
+        model.state = ModelState::Live;
+        model.steps_seen = 0;
+        for (number, state) in swap.states {
+            if let Some(session) = self.sessions.get_mut(number) {
+                session.parts.state = Some(state);
+            }
+        }
+        if let Some(worker) = self.workers.get_mut(&swap.to) {
+            worker.enter(Stage::Live);
+        }
+        let purpose = self.workers.get(&swap.to).map(|worker| worker.purpose);
+        let asked = model.next == Some(swap.to) || model.kept.as_ref().is_some_and(|kept| kept.worker == swap.to);
+        if model.kept.as_ref().is_some_and(|kept| kept.worker == swap.to) {
+            model.kept = None;
+        }
+        let operation_done = asked && model.operation.is_some();
+        if operation_done {
+            model.next = None;
+            model.restarts.forgive();
+        }
+        if purpose == Some(Purpose::Restart) && !operation_done {
+            tracing::info!(model = %model.name, generation, swap_us = swap_us as u64, "recovered");
+        }
+        self.keep_or_retire(id, swap.from, before);
+        self.drop_needless_restart(id);
+        self.arm_watch();
+        if operation_done {
+            self.finish_operation(id, from_generation, swap_us, swap.state);
+        }
+        if self.phase == Phase::Draining {
+            self.tell(swap.to, &ToWorker::Drain, &[]);
+        }
+        self.look_whether_ready();
+        self.swap_when_possible(id);
+    }
+
+    /// What becomes of the worker that has let go.
+    fn keep_or_retire(&mut self, id: u64, from: Option<u64>, before: Option<Held>) {
+        let (Some(from), Some(before)) = (from, before) else { return };
+        let Some(model) = self.models.get_mut(&id) else { return };
+        let retired = if model.config.keep_previous {
+            if let Some(worker) = self.workers.get_mut(&from) {
+                worker.enter(Stage::Kept);
+            }
+            model.kept.replace(before).map(|older| older.worker)
+        } else {
+            Some(from)
+        };
+        if let Some(worker) = retired {
+            self.retire_worker(worker);
+        }
+    }
+
+    /// A worker that is being started to recover a model which another generation has recovered meanwhile.
+    fn drop_needless_restart(&mut self, id: u64) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        if let Some(worker) = model.recovery.worker.take()
+            && model.live.as_ref().is_some_and(|held| held.worker != worker)
+        {
+            self.retire_worker(worker);
+        }
+    }
+
+    /// A swap has taken too long: whoever holds it up is killed, and its exit decides the rest.
+    pub(super) fn on_swap_overdue(&mut self, id: u64, to: u64) {
+        let Some(model) = self.models.get(&id) else { return };
+        let Some(swap) = model.swap.as_ref().filter(|swap| swap.to == to) else { return };
+        let old = swap.from.and_then(|from| self.workers.get(&from).map(|worker| (from, worker)));
+        let holding = old.filter(|(_, worker)| model.baton.released(worker.entry) != worker.ticket);
+        let wait_ms = model.config.max_run_ms.saturating_add(SWAP_MS);
+        match holding {
+            Some((from, _)) => {
+                self.kill_worker(from, "it did not let the baton go in time");
+                self.poller.after_ms(wait_ms, Timer::Swap { model: id, to });
+            }
+            None => self.kill_worker(to, "it did not take the baton in time"),
+        }
+    }
+
+    /// A worker of this model is gone for certain.
+    pub(super) fn on_model_worker_gone(&mut self, id: u64, gone: u64, worker: &Worker, how: &str) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        let baton = model.baton.clone();
+        let running = baton.running(worker.entry);
+        let (released, taken) =
+            (baton.released(worker.entry) == worker.ticket, baton.taken(worker.entry) == worker.ticket);
+        model.take_back(worker.entry);
+        if worker.stage == Stage::Retiring {
+            return self.on_retired(id, gone);
+        }
+        let swap = model.swap.as_ref().map(|swap| (swap.to, swap.from, swap.granted.is_some()));
+        if model.kept.as_ref().is_some_and(|kept| kept.worker == gone) && swap.is_none_or(|(to, ..)| to != gone) {
+            model.kept = None;
+            return;
+        }
+        match swap {
+            Some((to, _, granted)) if to == gone => {
+                if granted && taken {
+                    self.commit_swap(id);
+                    self.on_live_gone(id, running, how);
+                } else {
+                    self.abort_swap(id, gone, how, running.filter(|_| !granted));
+                }
+            }
+            Some((to, Some(from), _)) if from == gone => {
+                self.on_predecessor_gone(id, to, running.filter(|_| !released));
+            }
+            _ if model.live_worker() == Some(gone) => self.on_live_gone(id, running, how),
+            _ if model.next == Some(gone) => {
+                model.next = None;
+                self.fail_operation(id, how);
+            }
+            _ if model.recovery.worker == Some(gone) => {
+                model.recovery.worker = None;
+                self.schedule_restart(id, how);
+            }
+            _ => {}
+        }
+    }
+
+    /// A worker has exited as it was told; in a drain, the live one too.
+    fn on_retired(&mut self, id: u64, gone: u64) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        if model.live_worker() == Some(gone) {
+            model.state = ModelState::Recovering;
+            self.begin_recovery(id, None);
+        }
+    }
+
+    /// The old worker died before, or just after, it let go: the new one need not wait for it.
+    fn on_predecessor_gone(&mut self, id: u64, to: u64, running: Option<inferd_ipc::baton::Running>) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        model.deaths += 1;
+        if let Some(swap) = &mut model.swap {
+            swap.from = None;
+        }
+        // Nobody serves at this moment: the old one is gone, the new one waits for what follows.
+        if let Some(running) = running {
+            self.answer_lost(id, running);
+        }
+        self.tell(to, &ToWorker::Take { predecessor: None }, &[]);
+    }
+
+    /// The worker that should have taken over is gone. `resumed`: it was an old worker that had not been granted again.
+    fn abort_swap(&mut self, id: u64, gone: u64, how: &str, resumed: Option<inferd_ipc::baton::Running>) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        let Some(swap) = model.swap.take() else { return };
+        if model.live.as_ref().is_some_and(|live| live.worker == gone) {
+            return self.on_live_gone(id, resumed, how);
+        }
+        if model.kept.as_ref().is_some_and(|kept| kept.worker == gone) {
+            model.kept = None;
+        }
+        let restart = model.recovery.worker == Some(gone);
+        if restart {
+            model.recovery.worker = None;
+        }
+        if model.next == Some(gone) {
+            model.next = None;
+        }
+        match (swap.from, model.live.clone()) {
+            (Some(from), Some(live)) => {
+                // The old worker resumes once it has let go: a grant that came and went must not leave it in doubt.
+                model.swap = Some(Swap {
+                    to: from,
+                    target: live,
+                    from: None,
+                    states: BTreeMap::new(),
+                    state: "carried",
+                    granted: None,
+                });
+                self.poller.after_ms(RESUME_MS, Timer::Resume(id));
+            }
+            (None, Some(_)) => {
+                // The old worker died too while this one was about to take over.
+                let orphaned = model.state == ModelState::Live;
+                if orphaned {
+                    model.state = ModelState::Recovering;
+                }
+                self.begin_recovery(id, None);
+                if orphaned && !restart {
+                    self.schedule_restart(id, how);
+                }
+            }
+            (_, None) => {}
+        }
+        if restart {
+            self.schedule_restart(id, how);
+        } else {
+            self.fail_operation(id, how);
+        }
+        self.swap_when_possible(id);
+    }
+
+    /// Whether the old worker has let go, and can be granted the baton again.
+    pub(super) fn on_resume(&mut self, id: u64) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        let Some(swap) = model.swap.as_ref().filter(|swap| swap.granted.is_none()) else { return };
+        let Some(worker) = self.workers.get(&swap.to) else { return };
+        if model.baton.released(worker.entry) == worker.ticket {
+            self.grant(id, false);
+        } else {
+            self.poller.after_ms(RESUME_MS, Timer::Resume(id));
+        }
+    }
+
+    /// `inferctl rollback`: the kept worker takes over at once.
+    pub(super) fn begin_rollback(&mut self, id: u64) {
+        let kept = self.models.get(&id).and_then(|model| model.kept.as_ref()).map(|kept| kept.worker);
+        match kept {
+            Some(worker) => self.begin_swap(id, worker),
+            None => self.fail_operation(id, "no previous generation is kept; reload its file instead"),
+        }
+        let pending = self.models.get(&id).and_then(|model| model.operation.as_ref());
+        debug_assert!(pending.is_none_or(|operation| operation.kind == Kind::Rollback));
+    }
+}
+
+fn make_state(target: &Held, condition: Condition) -> Result<State, String> {
+    let bytes = target.loaded.state_bytes;
+    let fd = state::create(bytes, condition).map_err(|error| error.to_string())?;
+    Ok(State { fd: Rc::new(fd), bytes, layout: target.loaded.state_layout.clone() })
+}
