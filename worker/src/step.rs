@@ -67,6 +67,17 @@ pub fn fault(session: &mut Session, mailbox: &Mailbox, fault: &str) {
     mailbox.report(Report::Fault { session: session.number, fault: fault.to_owned() });
 }
 
+/// Whether a page of this session's named segment vanished; then the session ends. Asked of an idle ring too: on the
+/// page of zeroes that took its place nothing ever appears.
+#[inline]
+fn truncated(session: &mut Session, mailbox: &Mailbox) -> bool {
+    let damaged = session.guarded && session.rings.damaged();
+    if damaged {
+        fault(session, mailbox, "the client truncated its named segment");
+    }
+    damaged
+}
+
 impl Stepper {
     /// A stepper for a loaded policy.
     #[must_use]
@@ -102,7 +113,10 @@ impl Stepper {
     #[inline]
     fn attempt(&mut self, session: &mut Session, mailbox: &Mailbox) -> Outcome {
         let request = match session.rings.take() {
-            Ok(None) => return Outcome::Nothing,
+            Ok(None) => {
+                truncated(session, mailbox);
+                return Outcome::Nothing;
+            }
             Ok(Some(request)) => request,
             Err(lie) => {
                 fault(session, mailbox, &lie.to_string());
@@ -131,8 +145,7 @@ impl Stepper {
         if !session.rings.confirm(&request) {
             return Outcome::Overwritten;
         }
-        if session.guarded && session.rings.damaged() {
-            fault(session, mailbox, "the client truncated its named segment");
+        if truncated(session, mailbox) {
             return Outcome::Nothing;
         }
         self.run(session, &request, source, t_start_ns, mailbox)
