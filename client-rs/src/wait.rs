@@ -46,11 +46,14 @@ impl Waiter {
     /// Waits for the next reply.
     pub(crate) fn next(&mut self, link: &mut Link) -> Arrival {
         loop {
-            for _ in 0..POLLS_PER_CLOCK {
+            let mut polls = POLLS_PER_CLOCK;
+            while polls > 0 {
                 if link.reply_ready() {
                     return Arrival::Ready;
                 }
                 spin_hint();
+                // Opaque, so that the loop stays small: unrolled, each poll became a call.
+                polls = std::hint::black_box(polls) - 1;
             }
             let now = now_ns();
             let sleeps = now >= self.spin_until_ns;

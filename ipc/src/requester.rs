@@ -196,8 +196,9 @@ impl Requester {
             reserved: [0; 2],
         };
         let at = self.geometry.request_slot(self.next);
-        self.request.copy_in(at + 8, &header.as_bytes()[8..]);
+        // Before the header: the worker polls its line, and would steal it between header and `seq`.
         streaming_store_fence();
+        self.request.copy_in(at + 8, &header.as_bytes()[8..]);
         // Release: pairs with the Acquire load of `seq` in Responder::take.
         self.request.word(at).store(seq, Ordering::Release);
         self.request_word(REQ_PUBLISHED).store(seq, Ordering::Release);
@@ -240,6 +241,7 @@ impl Requester {
         if self.reply.word(at).load(Ordering::Acquire) != self.expected + 1 {
             return None;
         }
+        self.reply.prefetch(at + HEADER_BYTES);
         let mut bytes = [0; HEADER_BYTES];
         self.reply.copy_out(at, &mut bytes);
         let header = ReplyHeader::read_from_bytes(&bytes).unwrap_or_default();

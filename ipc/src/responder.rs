@@ -332,6 +332,8 @@ impl Responder {
 
     #[inline]
     fn header(&self, n: u64) -> Request {
+        // The tensors travel while the header is looked at.
+        self.request.prefetch(self.geometry.request_slot(n) + HEADER_BYTES);
         let mut bytes = [0; HEADER_BYTES];
         self.request.copy_out(self.geometry.request_slot(n), &mut bytes);
         let h = RequestHeader::read_from_bytes(&bytes).unwrap_or_default();
@@ -404,8 +406,9 @@ impl Responder {
             step: self.step,
         };
         let at = self.geometry.reply_slot(self.next_reply);
-        self.reply.copy_in(at + 8, &header.as_bytes()[8..]);
+        // Before the header: the client polls its line, and would steal it between header and `seq`.
         streaming_store_fence();
+        self.reply.copy_in(at + 8, &header.as_bytes()[8..]);
         // Release: pairs with the Acquire in Requester::poll, and with a successor's in `rebuild`.
         self.reply.word(at).store(seq, Ordering::Release);
         self.next_reply = seq;
