@@ -1,0 +1,56 @@
+//! The harness of the scenarios: a daemon per test, drivers over every client, ledgers, leak checks.
+//!
+//! A scenario is a sentence in `tests/*.rs`; [`scenarios!`] runs it once per client and backing. All
+//! scenarios of the machine run one after another ([`turn`]): several of them spin, and two CPUs are all that a small
+//! machine has. What cannot be tested here is skipped by name ([`skip()`]), which `CI=true` refuses
+//! unless `allowed-skips.txt` lists it. The clients are driven through `DRIVER.md`.
+
+pub mod answer;
+pub mod case;
+pub mod control;
+pub mod daemon;
+pub mod driver;
+pub mod ledger;
+pub mod model;
+pub mod npy;
+pub mod onnx;
+pub mod places;
+pub mod process;
+pub mod raw;
+pub mod rounds;
+pub mod skip;
+
+pub use answer::Answer;
+pub use case::{Case, turn};
+pub use daemon::{Daemon, DaemonConfig};
+pub use driver::{Client, Driver};
+pub use model::Model;
+pub use rounds::Rounds;
+pub use skip::skip;
+
+use std::time::{Duration, Instant};
+
+/// Looks every few milliseconds whether `holds`; panics with `what` after `limit`.
+///
+/// # Panics
+/// When the time is over.
+pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, as it stands in the headers.
+#[must_use]
+pub fn now_ns() -> u64 {
+    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or((0, 0), |t| (t.tv_sec(), t.tv_nsec()));
+    t.0 as u64 * 1_000_000_000 + t.1 as u64
+}
+
+/// Milliseconds, in fewer letters: scenarios are full of them.
+#[must_use]
+pub const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}

@@ -1,0 +1,56 @@
+//! Where the built programs lie: one place to look, one message when something is not built.
+//!
+//! Test binaries live in `<target>/release/deps`; the programs one folder above. `INFERD_BIN_DIR`
+//! overrides the folder (an installed tree), `INFERD_C_DRIVER` the C driver.
+
+use std::path::{Path, PathBuf};
+
+/// The repository's root.
+#[must_use]
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/")).to_owned()
+}
+
+/// The folder of the built programs.
+///
+/// # Panics
+/// When this process has no path.
+#[must_use]
+pub fn bin_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("INFERD_BIN_DIR") {
+        return PathBuf::from(dir);
+    }
+    let exe = std::env::current_exe().expect("a test knows its own path");
+    let dir = exe.parent().expect("a program lies in a folder");
+    if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_owned() } else { dir.to_owned() }
+}
+
+/// A built program.
+///
+/// # Panics
+/// When it is not built.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    let path = bin_dir().join(name);
+    assert!(path.exists(), "{} is not built; run `cargo build --release --workspace` first", path.display());
+    path
+}
+
+/// The C driver, if it is built.
+#[must_use]
+pub fn c_driver() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("INFERD_C_DRIVER") {
+        return Some(PathBuf::from(path));
+    }
+    let near = bin_dir().parent().map(|target| target.join("c/driver_c"));
+    let candidates =
+        [near, Some(repository().join("client-c/build/driver_c")), Some(repository().join("build/c/driver_c"))];
+    candidates.into_iter().flatten().find(|p| p.exists())
+}
+
+/// Policies and goldens that are data to test with, not to commit; absent on a bare clone.
+#[must_use]
+pub fn shared() -> Option<PathBuf> {
+    let dir = std::env::var_os("INFERD_SHARED").map_or_else(|| repository().join("../shared"), PathBuf::from);
+    dir.join("golden").is_dir().then(|| dir.canonicalize().unwrap_or(dir))
+}

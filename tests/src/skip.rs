@@ -1,0 +1,25 @@
+//! Skips have names: what a machine cannot test is said in one line, never passed over in silence.
+//!
+//! With `CI=true` a skip that `tests/allowed-skips.txt` does not list is a failure, so that coverage
+//! cannot shrink unnoticed. The list holds one name per line; `#` begins a comment.
+
+/// Prints `SKIP name: reason`; with `CI=true` panics unless the name is on the list. Returns, so that the caller returns.
+///
+/// # Panics
+/// With `CI=true`, when the name is not on the list.
+pub fn skip(name: &str, reason: &str) {
+    println!("SKIP {name}: {reason}");
+    eprintln!("SKIP {name}: {reason}");
+    let in_ci = std::env::var("CI").is_ok_and(|v| v == "true");
+    assert!(!in_ci || allowed(name), "CI=true and {name} is not in tests/allowed-skips.txt: {reason}");
+}
+
+fn allowed(name: &str) -> bool {
+    include_str!("../allowed-skips.txt").lines().map(|l| l.split('#').next().unwrap_or("").trim()).any(|l| l == name)
+}
+
+/// Whether this process may become other users, and see all processes.
+#[must_use]
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}

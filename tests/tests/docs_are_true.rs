@@ -1,0 +1,174 @@
+//! The pages that repeat code are compared with it: limits, semantics, control commands, README.
+//!
+//! `INFERD_BLESS=1` rewrites docs/limits.md, the one page that is generated. The keys of docs/configuration.md are the
+//! affair of daemon/tests/documented_keys.rs, which asks the daemon's own reader.
+
+use inferd_ipc::limits::TABLE;
+use inferd_tests::places::repository;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(repository().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// Texts between backquotes.
+fn quoted(line: &str) -> impl Iterator<Item = &str> {
+    line.split('`').skip(1).step_by(2)
+}
+
+/// Constants of limits.rs in their order, with their doc comments in one line.
+fn documented_limits() -> Vec<(String, String)> {
+    let mut limits = Vec::new();
+    let mut doc = Vec::new();
+    for line in read("ipc/src/limits.rs").lines() {
+        if let Some(text) = line.strip_prefix("///") {
+            doc.push(text.trim().to_owned());
+        } else if let Some(constant) = line.strip_prefix("pub const ") {
+            let name = constant.split(':').next().unwrap_or("").to_owned();
+            limits.push((name, std::mem::take(&mut doc).join(" ").replace('|', "\\|")));
+        } else {
+            doc.clear();
+        }
+    }
+    limits
+}
+
+fn limits_page() -> String {
+    let values: BTreeMap<&str, u64> = TABLE.iter().map(|l| (l.name, l.value)).collect();
+    let mut page = String::from(
+        "# Limits\n\nEvery bound on a count, a size or a wait. Generated from `ipc/src/limits.rs` by\n\
+         `INFERD_BLESS=1 cargo test --release -p inferd-tests --test docs_are_true`; a running daemon prints them with\n\
+         `inferctl limits`. The unit ends the name.\n\n| limit | value | what it bounds |\n| --- | ---: | --- |\n",
+    );
+    for (name, doc) in documented_limits() {
+        let value = values.get(name.as_str()).unwrap_or_else(|| panic!("{name} is missing in limits::TABLE"));
+        page += &format!("| `{}` | {value} | {doc} |\n", name.to_lowercase());
+    }
+    page
+}
+
+#[test]
+fn limits_md_is_what_limits_rs_says() {
+    let page = limits_page();
+    if std::env::var_os("INFERD_BLESS").is_some() {
+        fs::write(repository().join("docs/limits.md"), &page).expect("docs/limits.md can be written");
+    }
+    assert!(read("docs/limits.md") == page, "docs/limits.md is old: run this test with INFERD_BLESS=1");
+    assert_eq!(documented_limits().len(), TABLE.len(), "limits::TABLE has a name that is no constant of limits.rs");
+}
+
+/// Names of functions in the tests of the workspace; `scenarios!` takes them as plain `fn`s too.
+fn test_names() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut folders = vec![repository().join("tests/tests"), repository().join("tests/src")];
+    for member in ["ipc", "daemon", "worker", "client-rs", "tools"] {
+        folders.extend(["src", "tests"].map(|part| repository().join(member).join(part)));
+    }
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let source = fs::read_to_string(&path).expect("a source is UTF-8");
+                let functions =
+                    source.lines().filter_map(|l| l.trim_start().trim_start_matches("pub ").strip_prefix("fn "));
+                names.extend(functions.map(|f| f.split(['(', '<']).next().unwrap_or("").to_owned()));
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn every_row_and_rule_of_semantics_md_is_held_by_tests_that_exist() {
+    let page = read("docs/semantics.md");
+    let tests = test_names();
+    let (mut rows, mut rules, mut wrong) = (0, 0, Vec::new());
+    let mut check = |place: &str, held_by: &str| {
+        let names: Vec<&str> = quoted(held_by).filter(|n| n.contains('_') && !n.contains(['.', '/'])).collect();
+        if names.is_empty() {
+            wrong.push(format!("{place}: held by nothing"));
+        }
+        let absent = names.iter().filter(|n| !tests.contains(**n));
+        wrong.extend(absent.map(|n| format!("{place}: there is no test `{n}`")));
+    };
+    let mut lines = page.lines().peekable();
+    while let Some(line) = lines.next() {
+        if line.starts_with("| `") {
+            rows += 1;
+            let cell = line.trim_end_matches(['|', ' ']).rsplit('|').next().unwrap_or("");
+            check(line.split('|').nth(1).unwrap_or("").trim(), cell);
+        } else if let Some(held_by) = line.trim_start().strip_prefix("Held by:") {
+            rules += 1;
+            let mut held_by = held_by.to_owned();
+            while let Some(more) = lines.next_if(|l| l.trim_start().starts_with('`')) {
+                held_by += more;
+            }
+            check(&format!("rule {rules}"), &held_by);
+        }
+    }
+    assert_eq!((rows, rules), (11, 10), "semantics.md has 11 outcomes and 10 rules, each with what holds it");
+    assert!(wrong.is_empty(), "docs/semantics.md: {wrong:#?}");
+}
+
+#[test]
+fn every_command_of_the_control_socket_is_documented() {
+    let page = read("docs/control.md");
+    let source = read("ipc/src/control.rs");
+    let body = source.split("pub enum Command {").nth(1).and_then(|s| s.split("\n}").next()).expect("enum Command");
+    let variants = body.lines().filter_map(|l| l.strip_prefix("    ")).filter(|l| l.starts_with(char::is_uppercase));
+    let mut names: Vec<String> =
+        variants.map(|v| v.split([' ', '{', ',', '(']).next().unwrap_or("").to_lowercase()).collect();
+    names.sort();
+    assert!(names.len() >= 14, "only {names:?}");
+    for name in names {
+        assert!(page.lines().any(|l| l.starts_with(&format!("| `{name}`"))), "docs/control.md has no row for `{name}`");
+    }
+}
+
+/// Blocks of a page that are marked as this language.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    page.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap_or("").to_owned()).collect()
+}
+
+#[test]
+fn the_c_program_of_the_readme_compiles_without_a_warning() {
+    let programs = blocks(&read("README.md"), "c");
+    assert_eq!(programs.len(), 1);
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let source = dir.path().join("robot.c");
+    fs::write(&source, &programs[0]).expect("a source can be written");
+    let cc = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let arguments = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-fsyntax-only"];
+    let output = Command::new(cc).args(arguments).arg("-I").arg(repository().join("include")).arg(&source).output();
+    let output = output.expect("a C compiler is one of the few things that the build needs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn every_page_that_a_page_links_to_exists() {
+    let mut pages: Vec<String> =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(str::to_owned).into();
+    for folder in ["docs", "docs/decisions"] {
+        let entries = fs::read_dir(repository().join(folder)).expect("docs are there").flatten();
+        let names = entries.map(|e| format!("{folder}/{}", e.file_name().to_string_lossy()));
+        pages.extend(names.filter(|n| n.ends_with(".md")));
+    }
+    let mut wrong = Vec::new();
+    for page in pages {
+        let text = read(&page);
+        let folder = Path::new(&page).parent().unwrap_or(Path::new("")).to_owned();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = target.split('#').next().unwrap_or("");
+            if !file.is_empty() && !target.contains("://") && !repository().join(&folder).join(file).exists() {
+                wrong.push(format!("{page} links to {target}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}

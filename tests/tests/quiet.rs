@@ -1,0 +1,144 @@
+//! What costs nothing costs nothing: no system call and no allocation per request, no wake-ups, little memory.
+//!
+//! Counts are taken over two loops that differ by 10^5 requests in separate processes, so that whatever a
+//! loop costs once cancels out. Both sides spin, so every request is answered within the spin time, unless the
+//! machine takes a CPU away: a handful of sleeps per 10^5 requests is not ours.
+
+use inferd_ipc::limits::ATTACH_GRACE_MS;
+use inferd_tests::process::{rss_bytes, threads, voluntary_switches};
+use inferd_tests::{Case, Daemon, Driver, Model, ms, scenarios, skip};
+use std::process::{Command, Stdio};
+
+/// Requests of the long loop beyond those of the short one.
+const REQUESTS: u64 = 100_000;
+/// Calls that a busy machine may add to 10^5 requests: a pre-empted peer makes the other one sleep and ring.
+const CALLS_MAX: u64 = REQUESTS / 100;
+
+/// An echo model that spins for longer than anybody is pre-empted.
+fn spinning(case: &Case) -> Daemon {
+    case.config().model(Model::echo("m").queue(4, "in_order").config("spin_us", "2000000")).start()
+}
+
+fn long_loop(robot: &mut Driver, n: u64) -> inferd_tests::Answer {
+    robot.begin(&format!("loop n={n} check=echo"));
+    let summary = robot.finish(ms(120_000)).clean();
+    assert_eq!(summary.count("ok"), n, "{}", summary.json);
+    summary
+}
+
+/// System calls that all threads of a process make while `work` runs, counted by strace.
+fn system_calls(pid: u32, dir: &std::path::Path, work: impl FnOnce()) -> u64 {
+    let file = dir.join(format!("strace.{pid}"));
+    let mut strace = Command::new("strace")
+        .args(["-f", "-qq", "-p", &pid.to_string(), "-o"])
+        .arg(&file)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("strace is there");
+    let status = format!("/proc/{pid}/status");
+    inferd_tests::within(ms(3000), "strace is attached", || {
+        std::fs::read_to_string(&status).is_ok_and(|s| s.contains(&format!("TracerPid:\t{}", strace.id())))
+    });
+    std::thread::sleep(ms(100));
+    work();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(strace.id() as i32), nix::sys::signal::Signal::SIGINT).ok();
+    strace.wait().ok();
+    std::fs::read_to_string(&file).unwrap_or_default().lines().filter(|l| l.contains('(')).count() as u64
+}
+
+fn has_strace() -> bool {
+    let ran = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    ran.is_ok_and(|s| s.success())
+}
+
+scenarios! {
+    fn a_request_answered_within_the_spin_time_allocates_nothing_in_the_client(case) {
+        let daemon = spinning(case);
+        let mut robot = case.attached(&daemon, "model=m slots=4 spin_us=2000000");
+        long_loop(&mut robot, 1000);
+        let short = long_loop(&mut robot, 1000).number("allocations");
+        let long = long_loop(&mut robot, 1000 + REQUESTS).number("allocations");
+        assert_eq!(long, short, "{REQUESTS} requests more, {short} and {long} allocations");
+    }
+
+    fn a_request_answered_within_the_spin_time_makes_no_system_call_on_either_side(case) {
+        let name = format!("no_system_call::{}", case.client.name());
+        if !has_strace() {
+            return skip(&name, "strace is not there or may not trace (make deps)");
+        }
+        let daemon = spinning(case);
+        let worker = daemon.worker("m");
+        let mut robot = case.attached(&daemon, "model=m slots=4 spin_us=2000000");
+        long_loop(&mut robot, 1000);
+        let mut of_both = |n: u64| {
+            let mut client = 0;
+            let dir = daemon.dir();
+            let pid = robot.pid() as u32;
+            let worker = system_calls(worker, dir, || client = system_calls(pid, dir, || drop(long_loop(&mut robot, n))));
+            (worker, client)
+        };
+        let (worker_short, client_short) = of_both(1000);
+        let (worker_long, client_long) = of_both(1000 + REQUESTS);
+        println!("calls for {REQUESTS} requests: worker {worker_short} -> {worker_long}, client {client_short} -> {client_long}");
+        assert!(client_long <= client_short + CALLS_MAX, "client: {client_short}, then {client_long}");
+        assert!(worker_long <= worker_short + CALLS_MAX, "worker: {worker_short}, then {worker_long}");
+    }
+
+    fn an_idle_daemon_wakes_up_at_most_once_a_second(case) {
+        let mut config = case.config();
+        for m in 0..3 {
+            config = config.model(Model::echo(&format!("m{m}")));
+        }
+        let daemon = config.start();
+        // Asleep without sessions first, then with idle ones.
+        let seconds = 4;
+        for attached in [false, true] {
+            let mut robots = Vec::new();
+            for m in 0..if attached { 3 } else { 0 } {
+                let mut robot = case.attached(&daemon, &format!("model=m{m}"));
+                robot.exchange("fill=1").expect("ok");
+                robots.push(robot);
+            }
+            let pids: Vec<u32> =
+                std::iter::once(daemon.pid()).chain((0..3).map(|m| daemon.worker(&format!("m{m}")))).collect();
+            // The grace time of the attaches runs out first.
+            std::thread::sleep(ms(ATTACH_GRACE_MS + 500));
+            let before: Vec<u64> = pids.iter().map(|p| voluntary_switches(*p)).collect();
+            std::thread::sleep(ms(seconds * 1000));
+            let after: Vec<u64> = pids.iter().map(|p| voluntary_switches(*p)).collect();
+            for ((pid, before), after) in pids.iter().zip(before).zip(after) {
+                let woke = after - before;
+                assert!(woke <= seconds + 1, "process {pid} woke up {woke} times in {seconds} s (sessions: {attached})");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_supervisor_stays_below_10_mb_and_an_echo_worker_below_15_with_two_threads() {
+    let _turn = inferd_tests::turn();
+    let model = Model::counter("m").queue(4, "in_order");
+    let daemon = inferd_tests::DaemonConfig::new(inferd_ipc::layout::Backing::Memfd).model(model).start();
+    let mut robot = Driver::start(&inferd_tests::Client::Rust.program().expect("built"), &daemon.runtime_dir());
+    robot.ok("attach model=m");
+    robot.ok("loop n=20000 check=count").clean();
+    for _ in 0..5 {
+        daemon.reload("m").expect("reloaded");
+    }
+    let (supervisor, worker) = (rss_bytes(daemon.pid()), rss_bytes(daemon.worker("m")));
+    println!("resident: supervisor {} KiB, worker {} KiB", supervisor >> 10, worker >> 10);
+    assert!(supervisor <= 10_000_000, "supervisor: {supervisor} B");
+    assert!(worker <= 15_000_000, "worker: {worker} B");
+    assert_eq!(threads(daemon.worker("m")).len(), 2, "one executor, one control thread");
+    let status = daemon.status();
+    assert!(status.rss_bytes.abs_diff(supervisor) < 1_000_000, "what `status` says: {}", status.rss_bytes);
+}
+
+#[test]
+fn a_daemon_with_an_echo_model_is_ready_within_half_a_second() {
+    let _turn = inferd_tests::turn();
+    let config = inferd_tests::DaemonConfig::new(inferd_ipc::layout::Backing::Memfd).model(Model::echo("m"));
+    let daemon = config.start();
+    println!("start to READY: {:?} (the daemon says {:?} ms)", daemon.ready_after(), daemon.status().ready_ms);
+    assert!(daemon.ready_after() < ms(500), "{:?}", daemon.ready_after());
+}
