@@ -1,0 +1,103 @@
+# inferd: every way in. `make help` lists the targets. Needs Rust, gcc, make and python3 with pip; `make deps`
+# adds what the full tests want. GNU make; the recipes keep to a POSIX shell and tools, and install(1). Nothing is written into the clone:
+# all that is built lies below CARGO_TARGET_DIR, which several clones may share.
+
+CACHE_DIR = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/inferd
+CARGO_TARGET_DIR ?= $(CACHE_DIR)/target
+export CARGO_TARGET_DIR
+
+CARGO ?= cargo
+CC ?= cc
+AR ?= ar
+PYTHON ?= python3
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
+BIN_DIR = $(CARGO_TARGET_DIR)/release
+POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
+
+.PHONY: all build c examples policy demo test bench lint fmt deps install uninstall clean campaign help
+.DEFAULT_GOAL := build
+
+help: ## this list
+	@sed -n 's/^\([a-z][a-z]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r target text; do printf '  %-10s %s\n' "$$target" "$$text"; done
+
+build: c ## daemon, worker, inferctl (release) and the C library
+	$(CARGO) build --release --locked --workspace --bins --examples
+
+include scripts/client-c.mk
+
+policy: ## the Go2 walking policy, checked by hash, into the build folder
+	@$(PYTHON) scripts/fetch_policy.py "$(POLICY_DIR)"
+
+examples: build $(C_EXAMPLES) ## both robot examples, Rust and C
+
+demo: examples policy ## a policy served at 1 kHz, reloaded and killed in between
+	$(PYTHON) examples/demo/demo.py --bin-dir "$(BIN_DIR)" --c-dir "$(C_DIR)" --policy "$(POLICY_DIR)/policy.onnx"
+
+test: build examples $(C_DRIVER) ## every suite; prints `N passed, N failed, N skipped` at the end
+	sh scripts/run_tests.sh
+
+campaign: build examples $(C_DRIVER) ## the same suites with campaign counts, bounded by CAMPAIGN_S (default 3600)
+	INFERD_CAMPAIGN=1 CAMPAIGN_S="$(or $(CAMPAIGN_S),3600)" sh scripts/run_tests.sh
+
+bench: build $(C_DRIVER) ## round trips beside the ping-pong of the same run, and sizes
+	$(CARGO) bench --locked --workspace --bench data_path
+
+lint: ## formatting, clippy, licences, the tree's own rules
+	sh scripts/check_tree.sh
+	sh scripts/run_lint.sh
+
+fmt: ## rewrites the Rust sources as rustfmt.toml says
+	$(CARGO) fmt --all
+
+deps: ## system packages that the full tests want (root)
+	sh scripts/deps.sh
+
+clean: ## what was built, in CARGO_TARGET_DIR
+	$(CARGO) clean
+	rm -rf "$(C_DIR)" "$(POLICY_DIR)"
+
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+LIBEXECDIR = $(DESTDIR)$(PREFIX)/libexec/inferd
+LIBDIR = $(DESTDIR)$(PREFIX)/lib
+INCLUDEDIR = $(DESTDIR)$(PREFIX)/include
+DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/inferd
+MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
+BASH_COMPLETIONS = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSH_COMPLETIONS = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISH_COMPLETIONS = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+DOCS = README.md ARCHITECTURE.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE
+
+install: build ## below DESTDIR/PREFIX: binaries, library, header, units, manual pages, completions, docs
+	install -d "$(BINDIR)" "$(LIBEXECDIR)" "$(LIBDIR)/pkgconfig" "$(INCLUDEDIR)" "$(DOCDIR)/examples" \
+	    "$(LIBDIR)/systemd/system" "$(LIBDIR)/systemd/user" "$(LIBDIR)/sysusers.d" "$(MANDIR)" \
+	    "$(BASH_COMPLETIONS)" "$(ZSH_COMPLETIONS)" "$(FISH_COMPLETIONS)"
+	install -m 755 "$(BIN_DIR)/inferd" "$(BIN_DIR)/inferctl" "$(BINDIR)/"
+	install -m 755 "$(BIN_DIR)/inferd-worker" "$(LIBEXECDIR)/"
+	install -m 644 include/inferd.h "$(INCLUDEDIR)/"
+	install -m 644 "$(C_STATIC)" "$(LIBDIR)/"
+	install -m 755 "$(C_SHARED)" "$(LIBDIR)/"
+	ln -sf $(notdir $(C_SHARED)) "$(LIBDIR)/$(C_SONAME)"
+	ln -sf $(C_SONAME) "$(LIBDIR)/libinferd.so"
+	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' client-c/inferd.pc.in > "$(LIBDIR)/pkgconfig/inferd.pc"
+	sed 's|^ExecStart=/usr/bin/|ExecStart=$(PREFIX)/bin/|' systemd/inferd.service > "$(LIBDIR)/systemd/system/inferd.service"
+	sed 's|^ExecStart=/usr/bin/|ExecStart=$(PREFIX)/bin/|' systemd/user/inferd.service > "$(LIBDIR)/systemd/user/inferd.service"
+	install -m 644 systemd/inferd.sysusers.conf "$(LIBDIR)/sysusers.d/inferd.conf"
+	"$(BIN_DIR)/inferctl" man --dir "$(MANDIR)"
+	"$(BIN_DIR)/inferctl" completions bash > "$(BASH_COMPLETIONS)/inferctl"
+	"$(BIN_DIR)/inferctl" completions zsh > "$(ZSH_COMPLETIONS)/_inferctl"
+	"$(BIN_DIR)/inferctl" completions fish > "$(FISH_COMPLETIONS)/inferctl.fish"
+	install -m 644 $(DOCS) docs/*.md "$(DOCDIR)/"
+	install -m 644 examples/config/inferd.toml "$(DOCDIR)/examples/"
+	install -m 644 examples/models/go2/model.toml "$(DOCDIR)/examples/go2.model.toml"
+
+uninstall: ## what `install` with the same DESTDIR and PREFIX put there; never configuration or models
+	rm -f "$(BINDIR)/inferd" "$(BINDIR)/inferctl" "$(INCLUDEDIR)/inferd.h" "$(LIBDIR)/$(notdir $(C_STATIC))" \
+	    "$(LIBDIR)/$(notdir $(C_SHARED))" "$(LIBDIR)/$(C_SONAME)" "$(LIBDIR)/libinferd.so" \
+	    "$(LIBDIR)/pkgconfig/inferd.pc" "$(LIBDIR)/systemd/system/inferd.service" \
+	    "$(LIBDIR)/systemd/user/inferd.service" "$(LIBDIR)/sysusers.d/inferd.conf" \
+	    "$(MANDIR)/inferctl.1" "$(MANDIR)"/inferctl-*.1 "$(BASH_COMPLETIONS)/inferctl" \
+	    "$(ZSH_COMPLETIONS)/_inferctl" "$(FISH_COMPLETIONS)/inferctl.fish"
+	rm -rf "$(LIBEXECDIR)" "$(DOCDIR)"

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Formatting, clippy with warnings denied (MSRV included: incompatible_msrv reads each crate's rust-version),
+# licences, bans and sources. What is not installed is skipped by name.
+set -eu
+cd "$(dirname "$0")/.."
+: "${CARGO:=cargo}" "${PYTHON:=python3}"
+
+if $CARGO fmt --version >/dev/null 2>&1; then
+    $CARGO fmt --all --check
+else
+    echo "SKIP rustfmt: not installed (rustup component add rustfmt)"
+fi
+if $CARGO clippy --version >/dev/null 2>&1; then
+    $CARGO clippy --release --locked --workspace --all-targets -- -D warnings
+else
+    echo "SKIP clippy: not installed (rustup component add clippy)"
+fi
+$PYTHON scripts/check_licences.py
+if command -v cargo-deny >/dev/null 2>&1; then
+    $CARGO deny --locked check bans licenses sources
+else
+    echo "SKIP cargo-deny: not installed; scripts/check_licences.py has checked licences, bans and sources"
+fi

@@ -1,0 +1,119 @@
+#!/bin/sh
+# Runs every suite one after the other, each within a time budget, and sums them up. usage: run_tests.sh [SUITE...]
+#
+# A suite is the tree's own rules, the lints, the unit or doc tests of the workspace, the loom models, or one file of a
+# crate's tests/. Its output goes to a log; the log of one that failed is shown. A test that printed `SKIP name: reason`
+# counts as skipped, not as passed; with CI=true a name that tests/allowed-skips.txt does not list is a failure.
+# The last line is `N passed, N failed, N skipped`.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+: "${CARGO:=cargo}" "${CI:=}" "${INFERD_CAMPAIGN:=}" "${CAMPAIGN_S:=3600}"
+: "${CARGO_TARGET_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/inferd/target}"
+export CARGO CARGO_TARGET_DIR
+BUDGET_S=300
+LOGS=$CARGO_TARGET_DIR/test-logs
+ALLOWED=tests/allowed-skips.txt
+
+# Seconds that a suite may run where the default does not fit; building is not part of it, save for lint and loom.
+budget_of() {
+    case $1 in
+    loom) budget=900 ;;
+    lint) budget=900 ;;
+    *) budget=$BUDGET_S ;;
+    esac
+    if [ -n "$INFERD_CAMPAIGN" ] && [ "$budget" -lt "$CAMPAIGN_S" ]; then budget=$CAMPAIGN_S; fi
+    echo "$budget"
+}
+
+suites() {
+    printf '%s\n' tree lint units docs loom
+    for file in */tests/*.rs; do
+        if [ -e "$file" ]; then basename "$file" .rs; fi
+    done | grep -vx loom | sort -u
+}
+
+# --show-output: what a passing test printed holds its SKIP lines. One package selection for all, so that all share
+# one set of features, and thus one build.
+run_suite() {
+    case $1 in
+    tree) sh scripts/check_tree.sh ;;
+    lint) sh scripts/run_lint.sh ;;
+    loom) sh scripts/run_loom.sh ;;
+    units) $CARGO test --release --locked --workspace --lib --bins --examples -- --show-output ;;
+    docs) $CARGO test --release --locked --workspace --doc -- --show-output ;;
+    *) $CARGO test --release --locked --workspace --test "$1" -- --show-output ;;
+    esac
+}
+
+# Sums up one log: `passed failed skipped`, then a line per skip.
+summary_of() {
+    awk '
+        /^test result: / { results++; passed += $4; failed += $6 }
+        /^successes:$/ { within = 1 }
+        /^failures:$/ { within = 0; test = "" }
+        within && /^---- .* stdout ----$/ { test = $2 }
+        /^SKIP / {
+            if (test != "" && !(test in seen)) { seen[test] = 1; quiet++ }
+            if (!($0 in said)) { said[$0] = 1; lines[++count] = $0; if (test == "") loose++ }
+        }
+        END {
+            print results + 0, passed - quiet, failed + 0, quiet + loose
+            for (i = 1; i <= count; i++) print lines[i]
+        }' "$1"
+}
+
+# `timeout` gives the suite a process group of its own and ends the whole group.
+if [ "${1:-}" = --suite ]; then
+    run_suite "$2"
+    exit
+fi
+
+mkdir -p "$LOGS"
+rm -f "$LOGS"/*.log "$LOGS/skips.txt"
+passed=0 failed=0 skipped=0
+# shellcheck disable=SC2046 # one word per suite
+[ $# -gt 0 ] || set -- $(suites)
+
+echo "building the tests"
+if ! $CARGO test --release --locked --workspace --no-run --quiet; then
+    echo "0 passed, 1 failed, 0 skipped"
+    exit 1
+fi
+
+for suite; do
+    log=$LOGS/$suite.log
+    budget=$(budget_of "$suite")
+    began=$(date +%s)
+    timeout -k 10 "$budget" sh scripts/run_tests.sh --suite "$suite" >"$log" 2>&1 </dev/null
+    code=$?
+    took=$(($(date +%s) - began))
+    summary_of "$log" >"$log.sum"
+    read -r results suite_passed suite_failed suite_skipped <"$log.sum"
+    sed 1d "$log.sum" | tee -a "$LOGS/skips.txt"
+    rm -f "$log.sum"
+    # A suite without a test runner, or one that died before its runner could report, counts as one test.
+    if [ "$code" -eq 0 ] && [ "$results" -eq 0 ]; then suite_passed=1; fi
+    if [ "$code" -ne 0 ] && [ "$suite_failed" -eq 0 ]; then suite_failed=1; fi
+    verdict=ok
+    if [ "$code" -ne 0 ]; then
+        verdict=FAILED
+        [ "$code" -ne 124 ] || verdict="FAILED: ran past its budget of $budget s"
+        echo "---- $suite ($log)"
+        tail -n 200 "$log"
+    fi
+    echo "suite $suite: $suite_passed passed, $suite_failed failed, $suite_skipped skipped in $took s: $verdict"
+    passed=$((passed + suite_passed)) failed=$((failed + suite_failed)) skipped=$((skipped + suite_skipped))
+done
+
+if [ "$CI" = true ] && [ -s "$LOGS/skips.txt" ]; then
+    names=$(sed -n 's/^SKIP \(.*\)$/\1/p' "$LOGS/skips.txt" | sed 's/: .*//' | sort -u)
+    for name in $names; do
+        if ! sed 's/[[:space:]]*#.*//' "$ALLOWED" 2>/dev/null | grep -qxF -e "$name"; then
+            echo "not allowed to be skipped in CI: $name (install what it wants, or list it in $ALLOWED with the reason)"
+            failed=$((failed + 1))
+        fi
+    done
+fi
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
