@@ -17,7 +17,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
 BIN_DIR = $(CARGO_TARGET_DIR)/release
 POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 
-.PHONY: all build c examples policy demo test bench lint fmt deps install uninstall clean campaign help
+.PHONY: all build c examples policy demo test bench bench-peers lint fmt deps install uninstall clean campaign help
 .DEFAULT_GOAL := build
 
 help: ## this list
@@ -44,6 +44,9 @@ campaign: build examples $(C_DRIVER) ## the same suites with campaign counts, bo
 
 bench: build $(C_DRIVER) ## round trips beside the ping-pong of the same run, and sizes
 	$(CARGO) bench --locked --workspace --bench data_path
+
+bench-peers: ## what docs/decisions/0001 cites: the textbook crates beside the ping-pong
+	$(CARGO) run --release --locked --quiet --manifest-path tests/peers/Cargo.toml
 
 lint: ## formatting, clippy, licences, the tree's own rules
 	sh scripts/check_tree.sh

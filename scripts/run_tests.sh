@@ -1,8 +1,9 @@
 #!/bin/sh
 # Runs every suite one after the other, each within a time budget, and sums them up. usage: run_tests.sh [SUITE...]
 #
-# A suite is the tree's own rules, the lints, the unit or doc tests of the workspace, the loom models, or one file of a
-# crate's tests/. Its output goes to a log; the log of one that failed is shown. A test that printed `SKIP name: reason`
+# A suite is the tree's own rules, the lints, the unit or doc tests of the workspace, the loom models, the C client's own
+# tests, or one file of a crate's tests/. Its output goes to a log; the log of one that failed is shown. A test that printed
+# `SKIP name: reason`
 # counts as skipped, not as passed; with CI=true a name that tests/allowed-skips.txt does not list is a failure.
 # The last line is `N passed, N failed, N skipped`.
 set -u
@@ -27,7 +28,7 @@ budget_of() {
 }
 
 suites() {
-    printf '%s\n' tree lint units docs loom
+    printf '%s\n' tree lint units docs loom client-c
     for file in */tests/*.rs; do
         if [ -e "$file" ]; then basename "$file" .rs; fi
     done | grep -vx loom | sort -u
@@ -40,6 +41,7 @@ run_suite() {
     tree) sh scripts/check_tree.sh ;;
     lint) sh scripts/run_lint.sh ;;
     loom) sh scripts/run_loom.sh ;;
+    client-c) make -C client-c test BUILD="$CARGO_TARGET_DIR/client-c-tests" ;;
     units) $CARGO test --release --locked --workspace --lib --bins --examples -- --show-output ;;
     docs) $CARGO test --release --locked --workspace --doc -- --show-output ;;
     *) $CARGO test --release --locked --workspace --test "$1" -- --show-output ;;
@@ -50,6 +52,7 @@ run_suite() {
 summary_of() {
     awk '
         /^test result: / { results++; passed += $4; failed += $6 }
+        /^client-c: [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
         /^successes:$/ { within = 1 }
         /^failures:$/ { within = 0; test = "" }
         within && /^---- .* stdout ----$/ { test = $2 }

@@ -104,7 +104,7 @@ fn await_word(mem: &Mem, at: usize, expected: u64, kind: Kind, nudge: impl Fn())
         while mem.word(at).load(Ordering::Acquire) != expected {
             std::hint::spin_loop();
             spins += 1;
-            if spins % SPINS_MAX == 0 {
+            if spins.is_multiple_of(SPINS_MAX) {
                 nudge();
             }
         }
