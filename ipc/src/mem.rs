@@ -195,10 +195,11 @@ mod real {
                 return;
             }
             for at in (0..self.bytes).step_by(4096) {
+                let word = self.word(at);
+                let now = std::hint::black_box(word.load(Ordering::Relaxed));
                 if self.writable {
-                    self.word(at).fetch_or(0, Ordering::Relaxed);
-                } else {
-                    let _ = self.word(at).load(Ordering::Relaxed);
+                    // A write that changes nothing. Not `fetch_or(0)`: an optimiser makes a load of that.
+                    let _ = word.compare_exchange(now, now, Ordering::Relaxed, Ordering::Relaxed);
                 }
             }
         }

@@ -177,6 +177,15 @@ pub fn die_with_parent(parent: u32) -> bool {
     unsafe { libc::getppid() as u32 == parent }
 }
 
+/// Leaves the end of this process to its supervisor: a Ctrl-C or a service manager signals the whole group, and a worker
+/// that died of it would lose the request that the drain is about to answer. SIGKILL and the end of the socket remain.
+pub fn ignore_stop_signals() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+        // SAFETY: SIG_IGN runs no code.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Sets SCHED_FIFO at this priority for the calling thread.
 ///
 /// # Errors
