@@ -21,7 +21,7 @@ POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 .DEFAULT_GOAL := build
 
 help: ## this list
-	@sed -n 's/^\([a-z][a-z]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r target text; do printf '  %-10s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r target text; do printf '  %-10s %s\n' "$$target" "$$text"; done
 
 build: c ## daemon, worker, inferctl (release) and the C library
 	$(CARGO) build --release --locked --workspace --bins --examples

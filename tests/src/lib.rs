@@ -19,6 +19,7 @@ pub mod process;
 pub mod raw;
 pub mod rounds;
 pub mod skip;
+pub mod strace;
 
 pub use answer::Answer;
 pub use case::{Case, turn};

@@ -6,8 +6,8 @@
 
 use inferd_ipc::limits::ATTACH_GRACE_MS;
 use inferd_tests::process::{rss_bytes, threads, voluntary_switches};
+use inferd_tests::strace::{has_strace, system_calls};
 use inferd_tests::{Case, Daemon, Driver, Model, ms, scenarios, skip};
-use std::process::{Command, Stdio};
 
 /// Requests of the long loop beyond those of the short one.
 const REQUESTS: u64 = 100_000;
@@ -24,31 +24,6 @@ fn long_loop(robot: &mut Driver, n: u64) -> inferd_tests::Answer {
     let summary = robot.finish(ms(120_000)).clean();
     assert_eq!(summary.count("ok"), n, "{}", summary.json);
     summary
-}
-
-/// System calls that all threads of a process make while `work` runs, counted by strace.
-fn system_calls(pid: u32, dir: &std::path::Path, work: impl FnOnce()) -> u64 {
-    let file = dir.join(format!("strace.{pid}"));
-    let mut strace = Command::new("strace")
-        .args(["-f", "-qq", "-p", &pid.to_string(), "-o"])
-        .arg(&file)
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("strace is there");
-    let status = format!("/proc/{pid}/status");
-    inferd_tests::within(ms(3000), "strace is attached", || {
-        std::fs::read_to_string(&status).is_ok_and(|s| s.contains(&format!("TracerPid:\t{}", strace.id())))
-    });
-    std::thread::sleep(ms(100));
-    work();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(strace.id() as i32), nix::sys::signal::Signal::SIGINT).ok();
-    strace.wait().ok();
-    std::fs::read_to_string(&file).unwrap_or_default().lines().filter(|l| l.contains('(')).count() as u64
-}
-
-fn has_strace() -> bool {
-    let ran = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
-    ran.is_ok_and(|s| s.success())
 }
 
 scenarios! {

@@ -41,6 +41,7 @@ pub fn run_with(own: &[&dyn Backend]) -> ExitCode {
     if !inferd_ipc::sys::die_with_parent(parent) {
         return ExitCode::FAILURE;
     }
+    inferd_ipc::sys::ignore_stop_signals();
     logs::init();
     match work(own) {
         Ok(code) => code,

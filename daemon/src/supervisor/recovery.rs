@@ -99,6 +99,13 @@ impl Supervisor {
     /// The live worker is gone for certain.
     pub(super) fn on_live_gone(&mut self, id: u64, running: Option<Running>, how: &str) {
         let Some(model) = self.models.get_mut(&id) else { return };
+        let asked_to_go = self.phase == Phase::Draining && running.is_none();
+        if asked_to_go {
+            tracing::debug!(model = %model.name, how, "the live worker has drained and gone");
+            model.state = ModelState::Recovering;
+            self.begin_recovery(id, None);
+            return self.look_whether_drained();
+        }
         model.deaths += 1;
         model.message = Some(how.to_owned());
         model.state = ModelState::Recovering;

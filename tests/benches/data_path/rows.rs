@@ -8,7 +8,8 @@ use inferd_ipc::layout::Backing;
 use inferd_ipc::sys::now_ns;
 use inferd_ipc::worker_records::ModelSpec;
 use inferd_tests::process::{rss_bytes, voluntary_switches};
-use inferd_tests::{Daemon, DaemonConfig, Model};
+use inferd_tests::strace::{has_strace, system_calls};
+use inferd_tests::{Client, Daemon, DaemonConfig, Model};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -200,6 +201,7 @@ pub fn run() {
         println!("SKIP go2: no policy; `make policy` fetches it");
     }
     println!();
+    counts(&mut report, &daemon);
     sizes(&mut report, &daemon);
     report.save();
 }
@@ -269,6 +271,40 @@ fn in_process(path: &Path) -> inferd_worker::Policy {
         inferd_worker::testing::spec::spec("tract", &path.file_name().unwrap_or_default().to_string_lossy());
     let mut files = inferd_worker::files::Folder::of(path);
     inferd_worker::Policy::load(&spec, &mut files, &mut |_| ()).expect("the policy loads").0
+}
+
+/// System calls and allocations per request of both clients and the worker, from two loops that differ in length.
+fn counts(report: &mut Report, daemon: &Daemon) {
+    let (short, long) = (1_000u64, 101_000u64);
+    for client in [Client::Rust, Client::C] {
+        let Some(program) = client.program() else {
+            println!("SKIP counts of the {} client: its driver is not built", client.name());
+            continue;
+        };
+        let mut robot = daemon.driver(&program);
+        robot.ok("attach model=echo64 slots=4 queue=in_order spin_us=2000");
+        let mut run = |n: u64| robot.ok(&format!("loop n={n} check=echo")).number("allocations");
+        run(short);
+        let allocations = run(long) - run(short);
+        let per = |count: u64| count as f64 / (long - short) as f64;
+        report.figure(&format!("allocations per request, {} client", client.name()), per(allocations), "");
+        if !has_strace() {
+            println!("SKIP system calls of the {} client: strace is not there or may not trace", client.name());
+            continue;
+        }
+        let (pid, worker) = (robot.pid() as u32, daemon.worker("echo64"));
+        let mut calls = |n: u64| {
+            let mut client = 0;
+            let worker = system_calls(worker, daemon.dir(), || {
+                client = system_calls(pid, daemon.dir(), || drop(robot.ok(&format!("loop n={n} check=echo"))));
+            });
+            (client, worker)
+        };
+        let (before, after) = (calls(short), calls(long));
+        let name = client.name();
+        report.figure(&format!("system calls per request, {name} client"), per(after.0.saturating_sub(before.0)), "");
+        report.figure(&format!("system calls per request, worker ({name})"), per(after.1.saturating_sub(before.1)), "");
+    }
 }
 
 fn sizes(report: &mut Report, daemon: &Daemon) {
