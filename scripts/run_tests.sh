@@ -29,7 +29,11 @@ budget_of() {
 
 suites() {
     printf '%s\n' tree lint units docs loom client-c
-    for file in */tests/*.rs; do
+    # A test is a file, or a folder with a main.rs.
+    for file in */tests/*.rs */tests/*/main.rs; do
+        case $file in
+        */main.rs) file=$(dirname "$file") ;;
+        esac
         if [ -e "$file" ]; then basename "$file" .rs; fi
     done | grep -vx loom | sort -u
 }

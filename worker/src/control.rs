@@ -102,6 +102,9 @@ fn load(
 ) -> Result<(Policy, inferd_ipc::worker_records::Loaded), ModelError> {
     let socket = files.link.fd().try_clone_to_owned();
     let mut progress = |stage: &str| {
+        if stage == "warming" {
+            inferd_ipc::sys::forget_cold_code();
+        }
         let record = match stage.strip_prefix("warning: ") {
             Some(message) => {
                 warnings.push(message.to_owned());

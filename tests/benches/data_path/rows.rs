@@ -82,29 +82,38 @@ fn call(session: &mut Session, input: &[f32], output: &mut [f32]) {
     assert!(info.is_ok(), "{info:?}");
 }
 
-/// Alternates blocks of the limit and of `row`.
-fn measure(limit: &mut Limit, count: usize, mut row: impl FnMut()) -> Blocks {
-    let mut measured = Blocks::default();
+/// Alternates blocks of the limit and of each row: rows of one call see the same conditions.
+fn measure<const N: usize>(limit: &mut Limit, count: usize, mut rows: [&mut dyn FnMut(); N]) -> [Blocks; N] {
+    let mut measured = std::array::from_fn(|_| Blocks::default());
     for block in 0..=blocks() {
-        let mut bounced = Vec::with_capacity(count);
-        limit.block(count, &mut bounced);
-        let mut times = Vec::with_capacity(count);
-        for i in 0..count + count / 10 {
-            let start = now_ns();
-            row();
-            let ns = now_ns() - start;
-            if i >= count / 10 {
-                times.push(ns);
+        for (row, measured) in rows.iter_mut().zip(&mut measured) {
+            let mut bounced = Vec::with_capacity(count);
+            limit.block(count, &mut bounced);
+            let times = time_block(count, row);
+            // The worker goes to sleep before the limit's peer needs its CPU.
+            std::thread::sleep(Duration::from_millis(4));
+            // The first block warms up.
+            if block > 0 {
+                measured.row.push(times);
+                measured.limit.push(bounced);
             }
-        }
-        // The worker goes to sleep before the limit's peer needs its CPU.
-        std::thread::sleep(Duration::from_millis(4));
-        if block > 0 {
-            measured.row.push(times);
-            measured.limit.push(bounced);
         }
     }
     measured
+}
+
+/// Times `count` calls, after a tenth as many to wake the other side.
+fn time_block(count: usize, row: &mut dyn FnMut()) -> Vec<u64> {
+    let mut times = Vec::with_capacity(count);
+    for i in 0..count + count / 10 {
+        let start = now_ns();
+        row();
+        let ns = now_ns() - start;
+        if i >= count / 10 {
+            times.push(ns);
+        }
+    }
+    times
 }
 
 struct Report {
@@ -214,7 +223,7 @@ fn spinning_rows(report: &mut Report, daemon: &Daemon, cpu: usize) {
         let mut session = attach(daemon, model, 2000);
         let (input, mut output) = (vec![1.0f32; floats], vec![0.0f32; out]);
         let before = alloc::count();
-        let measured = measure(&mut limit, BLOCK, || call(&mut session, &input, &mut output));
+        let [measured] = measure(&mut limit, BLOCK, [&mut || call(&mut session, &input, &mut output)]);
         let f = measured.figures();
         let allowed = f.limit[0] * bar + CLOCK_READINGS * report.clock_ns;
         let allowed_p99 = f.limit[1] * 2.0 + CLOCK_READINGS * report.clock_ns;
@@ -238,7 +247,8 @@ fn sleeping_row(report: &mut Report, daemon: &Daemon, cpu: usize) {
     let mut limit = Limit::start(Kind::Futex, cpu);
     let mut session = attach(daemon, "asleep", 0);
     let (input, mut output) = ([1.0f32; 16], [0.0f32; 16]);
-    let f = measure(&mut limit, BLOCK_ASLEEP, || call(&mut session, &input, &mut output)).figures();
+    let [measured] = measure(&mut limit, BLOCK_ASLEEP, [&mut || call(&mut session, &input, &mut output)]);
+    let f = measured.figures();
     let text = format!("p50 {:.2} futex ping-pongs (bar 1.3)", f.row[0] / f.limit[0]);
     report.row("echo 64 B, both asleep", &f, &text);
 }
@@ -249,17 +259,17 @@ fn served_row(report: &mut Report, daemon: &Daemon, path: &Path, cpu: usize) {
     let signature = session.signature().clone();
     let (input, mut output) = (floats(signature.inputs[0].bytes()), floats(signature.outputs[0].bytes()));
     let mut limit = Limit::start(Kind::Spin, cpu);
-    let served = measure(&mut limit, BLOCK / 5, || call(&mut session, &input, &mut output));
-    // In-process, interleaved in blocks of its own against the same limit.
     inferd_ipc::sys::flush_denormals_to_zero();
     let mut policy = in_process(path);
     let bytes: Vec<u8> = input.iter().flat_map(|f| f.to_le_bytes()).collect();
-    let direct = measure(&mut limit, BLOCK / 5, || {
+    let mut serve = || call(&mut session, &input, &mut output);
+    let mut run = || {
         policy.input_mut(0).copy_from_slice(&bytes);
         policy.check_inputs().expect("finite");
         policy.run().expect("the policy runs");
         std::hint::black_box(policy.output(0));
-    });
+    };
+    let [served, direct] = measure(&mut limit, BLOCK / 5, [&mut serve, &mut run]);
     let (served, direct) = (served.figures(), direct.figures());
     let added = (served.row[0] - direct.row[0]) / served.limit[0];
     report.row("go2 in-process (tract)", &direct, "");
