@@ -92,11 +92,11 @@ grep -o 'INFERD_API[^(]*inferd_[a-z0-9_]*(' ../include/inferd.h | grep -o 'infer
 check exports sh -c "nm -D --defined-only '$BUILD/libinferd.so' | sed -n 's/.* T \([a-z0-9_]*\).*/\1/p' | sort -u | diff - '$OUT/declared'"
 check soname sh -c "readelf -d '$BUILD/libinferd.so' | grep -q 'SONAME.*\[libinferd\.so\.[0-9]*\]' &&
     ! readelf -d '$BUILD/libinferd.so' | grep NEEDED | grep -v -e 'libc\.' -e ld-linux"
-check install sh -c "make -s install BUILD='$BUILD' DESTDIR='$OUT/root' PREFIX=/usr CC='$CC' && test -e '$OUT/root/usr/lib/libinferd.so'"
+check install sh -c "make -s install BUILD='$BUILD' DESTDIR='$OUT/dest' PREFIX=/usr CC='$CC' && test -e '$OUT/dest/usr/lib/libinferd.so'"
 if command -v pkg-config >/dev/null 2>&1; then
-    check pkg-config sh -c "PKG_CONFIG_LIBDIR='$OUT/root/usr/lib/pkgconfig' PKG_CONFIG_SYSROOT_DIR='$OUT/root' \
-        $CC -o '$OUT/minimal' ../examples/c/minimal.c \$(PKG_CONFIG_LIBDIR='$OUT/root/usr/lib/pkgconfig' \
-        PKG_CONFIG_SYSROOT_DIR='$OUT/root' pkg-config --cflags --libs inferd)"
+    check pkg-config sh -c "PKG_CONFIG_LIBDIR='$OUT/dest/usr/lib/pkgconfig' PKG_CONFIG_SYSROOT_DIR='$OUT/dest' \
+        $CC -o '$OUT/minimal' ../examples/c/minimal.c \$(PKG_CONFIG_LIBDIR='$OUT/dest/usr/lib/pkgconfig' \
+        PKG_CONFIG_SYSROOT_DIR='$OUT/dest' pkg-config --cflags --libs inferd)"
 else
     skip pkg-config "there is no pkg-config"
 fi

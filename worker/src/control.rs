@@ -65,6 +65,8 @@ fn install_panic_hook() {
 }
 
 fn work(own: &[&dyn Backend]) -> Result<ExitCode, LinkError> {
+    // Golden pairs and warm-up run on this thread, and shall compute as the executor does.
+    inferd_ipc::sys::flush_denormals_to_zero();
     let mut link = Link::from_stdin()?;
     let (ToWorker::Load(spec), fds) = link.receive()? else { return Ok(ExitCode::FAILURE) };
     let _span = tracing::info_span!("worker", model = %spec.model, generation = spec.generation).entered();
