@@ -81,7 +81,7 @@ impl StateRegion {
     #[must_use]
     pub fn source(&self, step: u64) -> Source {
         if self.mem.word(BASE).load(Ordering::Relaxed) != step.saturating_add(1) {
-            return Source::At(HALVES + (step % 2) as usize * self.half_bytes);
+            return Source::At(self.half(step));
         }
         match self.mem.word(CONDITION).load(Ordering::Relaxed) {
             1 => Source::Zero { flagged: false },

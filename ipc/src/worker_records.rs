@@ -228,8 +228,6 @@ pub struct WorkerStats {
     pub model: StageStats,
     /// Times the executor slept.
     pub sleeps: u64,
-    /// Replies per session.
-    pub sessions: BTreeMap<u64, u64>,
 }
 
 /// What a load found out.

@@ -22,7 +22,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Exit status when the model was refused: the supervisor has been told why.
 pub const EXIT_REFUSED: u8 = 3;
@@ -80,8 +79,7 @@ fn work(own: &[&dyn Backend]) -> Result<ExitCode, LinkError> {
         None => return refuse(&link, "no baton came with the model: a bug of the supervisor"),
     };
     let mut files = Handed { link: &mut link, model: fds.next(), asked: BTreeMap::new(), early: Vec::new() };
-    let mut stages = Vec::new();
-    let loaded = load(&spec, &mut files, own, &mut stages);
+    let loaded = load(&spec, &mut files, own);
     let early = std::mem::take(&mut files.early);
     drop(files);
     let (policy, loaded) = match loaded {
@@ -100,7 +98,6 @@ fn load(
     spec: &ModelSpec,
     files: &mut Handed<'_>,
     own: &[&dyn Backend],
-    warnings: &mut Vec<String>,
 ) -> Result<(Policy, inferd_ipc::worker_records::Loaded), ModelError> {
     let socket = files.link.fd().try_clone_to_owned();
     let mut progress = |stage: &str| {
@@ -108,10 +105,7 @@ fn load(
             inferd_ipc::sys::forget_cold_code();
         }
         let record = match stage.strip_prefix("warning: ") {
-            Some(message) => {
-                warnings.push(message.to_owned());
-                FromWorker::Warning { message: message.to_owned() }
-            }
+            Some(message) => FromWorker::Warning { message: message.to_owned() },
             None => FromWorker::Progress { stage: stage.to_owned() },
         };
         // Progress that cannot be sent is no reason to stop loading; the end of the link is seen later.
@@ -184,7 +178,8 @@ struct Control {
     spec: ModelSpec,
     mailbox: Arc<Mailbox>,
     stats: Arc<Stats>,
-    suppressed: AtomicU64,
+    /// Failed steps that were reported.
+    failures: u64,
 }
 
 impl Control {
@@ -193,7 +188,7 @@ impl Control {
         let stats = Arc::new(Stats::default());
         let executor = Executor::new(spec.clone(), policy, baton, mailbox.clone(), stats.clone());
         std::thread::Builder::new().name("executor".into()).spawn(move || executor.run())?;
-        Ok(Control { link, spec, mailbox, stats, suppressed: AtomicU64::new(0) })
+        Ok(Control { link, spec, mailbox, stats, failures: 0 })
     }
 
     fn run(mut self, early: Vec<(ToWorker, Vec<OwnedFd>)>) -> Result<ExitCode, LinkError> {
@@ -254,7 +249,7 @@ impl Control {
         Ok(None)
     }
 
-    fn report(&self, report: Report) -> Result<(), LinkError> {
+    fn report(&mut self, report: Report) -> Result<(), LinkError> {
         match report {
             Report::Taken => self.link.send(&FromWorker::Taken)?,
             Report::Drained => self.link.send(&FromWorker::Drained)?,
@@ -264,8 +259,8 @@ impl Control {
                 self.link.send(&FromWorker::Warning { message })?;
             }
             Report::Model { session, request, message } => {
-                let seen = self.suppressed.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(model = %self.spec.model, session, request, failures = seen + 1, "{message}");
+                self.failures += 1;
+                tracing::warn!(model = %self.spec.model, session, request, failures = self.failures, "{message}");
             }
             Report::Gone(session) => drop(session),
         }

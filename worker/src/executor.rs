@@ -212,8 +212,8 @@ impl Executor {
                     self.drained = true;
                 }
             }
-            self.turns.rebuild(self.sessions.iter().map(|s| s.uid));
         }
+        self.turns.rebuild(self.sessions.iter().map(|s| s.uid));
     }
 
     fn remove(&mut self, number: u64) {

@@ -121,7 +121,6 @@ impl Stats {
             queue: self.queue.stats(),
             model: self.model.stats(),
             sleeps: self.sleeps.load(Ordering::Relaxed),
-            sessions: std::collections::BTreeMap::new(),
         }
     }
 }
