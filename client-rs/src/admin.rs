@@ -8,7 +8,7 @@ use crate::clock::{limit_ns, now_ns};
 use crate::dirs::{CONTROL_SOCKET, runtime_dir};
 use crate::error::Error;
 use inferd_ipc::control::{
-    Command, Done, ModelAnswer, Progress, ReloadAnswer, RpcMessage, SessionAnswer, StatsAnswer, StatusAnswer,
+    Command, Done, ModelAnswer, Progress, Reload, ReloadAnswer, RpcMessage, SessionAnswer, StatsAnswer, StatusAnswer,
     ValidateAnswer, VersionAnswer,
 };
 use inferd_ipc::limits::CONTROL_LINE_BYTES_MAX;
@@ -189,7 +189,8 @@ impl AdminClient {
         path: Option<&str>,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<ReloadAnswer, Error> {
-        self.typed_with(&Command::Reload { model: model.to_owned(), path: path.map(str::to_owned) }, progress)
+        let reload = Reload { model: model.to_owned(), path: path.map(str::to_owned), ..Reload::default() };
+        self.typed_with(&Command::Reload(reload), progress)
     }
 
     /// Takes the kept previous generation back.
@@ -312,7 +313,7 @@ fn gone() -> Error {
 fn default_timeout(command: &Command) -> Duration {
     let long = matches!(
         command,
-        Command::Load { .. } | Command::Reload { .. } | Command::Rollback { .. } | Command::Validate { .. }
+        Command::Load { .. } | Command::Reload(_) | Command::Rollback { .. } | Command::Validate { .. }
     );
     Duration::from_millis(if long { LONG_COMMAND_TIMEOUT_MS } else { COMMAND_TIMEOUT_MS })
 }

@@ -3,7 +3,7 @@
 #![cfg(feature = "admin")]
 #![allow(clippy::unwrap_used)]
 
-use inferd_client::control::{Command, code};
+use inferd_client::control::{Command, Reload, code};
 use inferd_client::{AdminClient, Error};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -34,7 +34,7 @@ fn commands_are_answered_in_their_own_types_with_progress_on_the_way() {
         Command::Version {} => {
             format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{"version":"1","abi":"1.0","kernel":"6"}}}}"#) + "\n"
         }
-        Command::Reload { model, path: Some(path) } => {
+        Command::Reload(Reload { model, path: Some(path), .. }) => {
             assert_eq!((model.as_str(), path.as_str()), ("go2", "/m.onnx"));
             let progress = |id, stage| {
                 format!(

@@ -162,10 +162,8 @@ impl Connection {
 
     /// Nothing after a line without end can be trusted to be a line: answer, then hang up.
     fn refuse_long_line(&mut self) {
-        let error = RpcError {
-            code: code::PARSE,
-            message: format!("a line is longer than {CONTROL_LINE_BYTES_MAX} bytes; send one request per line"),
-        };
+        let what = format!("a line is longer than {CONTROL_LINE_BYTES_MAX} bytes; send one request per line");
+        let error = RpcError::new(code::PARSE, what);
         self.write(&message(Some(Value::Null), None, Some(error)));
         self.input = Vec::new();
         self.searched = 0;

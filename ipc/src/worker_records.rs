@@ -7,7 +7,7 @@
 
 use crate::layout::{Backing, Geometry};
 use crate::limits::WORKER_RECORD_BYTES_MAX;
-use crate::signature::{DType, Signature};
+use crate::signature::{DType, Signature, TensorSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -215,6 +215,49 @@ pub struct StageStats {
     pub p999_ns: u64,
     /// Largest.
     pub max_ns: u64,
+}
+
+/// What a recorded step holds beside its header, in this order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct RecordLayout {
+    /// Inputs, as clients write them.
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs, as clients see them.
+    pub outputs: Vec<TensorSpec>,
+    /// State that the step began with, by the names of the model's state inputs; empty for a stateless model.
+    pub states: Vec<TensorSpec>,
+}
+
+/// What running a new generation on the live one's recorded steps has shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct ShadowReport {
+    /// Recorded steps that were run.
+    pub steps: u32,
+    /// Steps on which the new generation raised, was refused by its guard, or answered NaN.
+    pub failed: u32,
+    /// What the first of them said.
+    pub first_failure: Option<String>,
+    /// Differences per output, by the names that clients see.
+    pub outputs: BTreeMap<String, OutputDifference>,
+    /// Runs of the live generation, as recorded.
+    pub live_run: StageStats,
+    /// Runs of the new generation.
+    pub new_run: StageStats,
+    /// Where the state of each step came from: `recorded`, `own` or `none`.
+    pub state: String,
+}
+
+/// How far an output of a new generation is from the recorded one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct OutputDifference {
+    /// Largest absolute difference of an element.
+    pub max: f64,
+    /// Mean absolute difference of all elements.
+    pub mean: f64,
+    /// Observation id of the step with the largest.
+    pub worst_step: Option<u64>,
+    /// Elements that are NaN in the new output and were not in the recorded one.
+    pub nan: u64,
 }
 
 /// Counters of a worker since it took over.

@@ -10,7 +10,7 @@ use crate::model::Model;
 use crate::places;
 use crate::process::{self, Footprint};
 use crate::within;
-use inferd_ipc::control::{Command as Rpc, ModelAnswer, ReloadAnswer, RpcError, SessionAnswer, StatusAnswer};
+use inferd_ipc::control::{Command as Rpc, ModelAnswer, Reload, ReloadAnswer, RpcError, SessionAnswer, StatusAnswer};
 use inferd_ipc::layout::Backing;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -313,7 +313,7 @@ impl Daemon {
     /// # Errors
     /// Why the new generation was refused.
     pub fn reload(&self, name: &str) -> Result<ReloadAnswer, RpcError> {
-        self.rpc(&Rpc::Reload { model: name.to_owned(), path: None })
+        self.rpc(&Rpc::Reload(Reload { model: name.to_owned(), ..Reload::default() }))
     }
 
     /// Reloads a model from another path.
@@ -321,7 +321,8 @@ impl Daemon {
     /// # Errors
     /// Why the new generation was refused.
     pub fn reload_from(&self, name: &str, path: &Path) -> Result<ReloadAnswer, RpcError> {
-        self.rpc(&Rpc::Reload { model: name.to_owned(), path: Some(path.display().to_string()) })
+        let path = Some(path.display().to_string());
+        self.rpc(&Rpc::Reload(Reload { model: name.to_owned(), path, ..Reload::default() }))
     }
 
     /// Waits until a model is in this state.

@@ -4,7 +4,7 @@
 //! daemon with a live session stands beside each test that could disturb one.
 
 use inferd_ipc::attach::{self, AttachStatus, Attached, RecordKind};
-use inferd_ipc::control::{Command as Rpc, RpcError, ValidateAnswer, code};
+use inferd_ipc::control::{Command as Rpc, Reload, RpcError, ValidateAnswer, code};
 use inferd_ipc::fdpass;
 use inferd_ipc::layout::{Backing, Geometry};
 use inferd_tests::daemon::Ran;
@@ -147,7 +147,7 @@ fn paths_that_are_relative_missing_or_unreadable_are_refused_with_the_remedy() {
     check("models/policy.onnx").refused(&["models/policy.onnx", "absolute", "other.toml:2"]);
     check("/nonexistent/policy.onnx").refused(&["/nonexistent/policy.onnx", "other.toml:"]);
     for (path, word) in [("models/m", "absolute"), ("/nonexistent/m", "/nonexistent/m")] {
-        let reload = daemon.rpc::<serde_json::Value>(&Rpc::Reload { model: "m".into(), path: Some(path.into()) });
+        let reload = daemon.rpc::<serde_json::Value>(&Rpc::Reload(Reload { model: "m".into(), path: Some(path.into()), ..Reload::default() }));
         let error = reload.expect_err(path);
         assert!(error.message.contains(word), "{}", error.message);
     }

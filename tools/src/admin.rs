@@ -10,7 +10,7 @@ use crate::out::print;
 use crate::show;
 use indicatif::{ProgressBar, ProgressStyle};
 use inferd_client::AdminClient;
-use inferd_client::control::{Command, ModelAnswer, VersionAnswer};
+use inferd_client::control::{Command, ModelAnswer, Reload, VersionAnswer};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -60,7 +60,7 @@ fn request_with_path(cli: &Cli) -> Result<(Command, bool), Failure> {
         }
         Cli::Reload(a) => {
             let path = a.path.as_deref().map(absolute).transpose()?;
-            (Command::Reload { model: a.model.clone(), path }, a.json)
+            (Command::Reload(Reload { model: a.model.clone(), path, ..Reload::default() }), a.json)
         }
         Cli::Validate(a) => (Command::Validate { path: absolute(&a.path)?, backend: a.backend.clone() }, a.json),
         _ => unreachable!("only commands with a path come here"),
@@ -78,7 +78,7 @@ fn ask(runtime_dir: Option<&Path>, command: &Command) -> Result<Value, Failure> 
     let mut client = AdminClient::connect(runtime_dir)?;
     let long = matches!(
         command,
-        Command::Load { .. } | Command::Reload { .. } | Command::Rollback { .. } | Command::Validate { .. }
+        Command::Load { .. } | Command::Reload(_) | Command::Rollback { .. } | Command::Validate { .. }
     );
     if !long {
         return Ok(client.call(command)?);
@@ -107,7 +107,7 @@ fn show_answer(command: &Command, answer: Value, json: bool) -> Result<(), Failu
         Command::Limits {} => show::limits(&typed(answer, "limits")?),
         Command::Stats { .. } => show::stats(&typed(answer, "stats")?),
         Command::Load { .. } => show::model(&typed(answer, "load")?),
-        Command::Reload { .. } => show::reload(&typed(answer, "reload")?),
+        Command::Reload(_) => show::reload(&typed(answer, "reload")?),
         Command::Rollback { .. } => show::reload(&typed(answer, "rollback")?),
         Command::Validate { .. } => show::validate(&typed(answer, "validate")?),
         Command::Unload { .. } => show::done(&typed(answer, "unload")?),
@@ -115,6 +115,7 @@ fn show_answer(command: &Command, answer: Value, json: bool) -> Result<(), Failu
         Command::Drain {} => show::done(&typed(answer, "drain")?),
         Command::Log { .. } => show::done(&typed(answer, "log")?),
         Command::Version {} => show::version(Some(&typed(answer, "version")?)),
+        Command::History { .. } | Command::Dump { .. } => return print_json(&answer),
     };
     print(&text).map_err(Failure::stdout)
 }
@@ -178,7 +179,7 @@ mod tests {
     #[test]
     fn arguments_become_commands_and_relative_paths_absolute() {
         let here = std::env::current_dir().map(|d| d.join("a/m.onnx").display().to_string()).unwrap_or_default();
-        let reload = Command::Reload { model: "go2".into(), path: Some(here) };
+        let reload = Command::Reload(Reload { model: "go2".into(), path: Some(here), ..Reload::default() });
         assert_eq!(sent("inferctl reload go2 --path a/m.onnx"), Some(reload));
         assert_eq!(sent("inferctl disconnect 7"), Some(Command::Disconnect { session: 7 }));
         assert_eq!(sent("inferctl bench go2"), None);

@@ -18,6 +18,8 @@ fn go2() -> ModelAnswer {
         message: None,
         generation: 2,
         kept_generation: Some(1),
+        kept: Some("alive".into()),
+        drift: None,
         backend: "tract 0.23.1".into(),
         path: "/var/lib/inferd/models/go2".into(),
         live_path: None,
@@ -41,6 +43,7 @@ fn lstm() -> ModelAnswer {
         message: Some("its workers died 5 times in 60 s; mend the model and reload".into()),
         generation: 1,
         kept_generation: None,
+        kept: None,
         queue: Queue::InOrder,
         worker_pid: None,
         worker_rss_bytes: 0,
@@ -77,6 +80,7 @@ fn status_says_it_in_nine_lines() {
         models: BTreeMap::from([("live".into(), 1), ("quarantined".into(), 1)]),
         sessions: 2,
         runtime_dir: "/run/inferd".into(),
+        state_dir: Some("/var/lib/inferd".into()),
         backing: Backing::Memfd,
         rss_bytes: 6_400_000,
     };
@@ -115,6 +119,19 @@ fn sessions_limits_and_reloads_read_well() {
         load_ms: 83.21,
         swap_us: 41.96,
         state: "none".into(),
+        verdict: Verdict {
+            accepted: true,
+            live: true,
+            reasons: vec![],
+            shadow: None,
+            golden_difference_max: None,
+            run_us_p50: 11.2,
+            load_ms: 60.0,
+            warm_up_ms: 23.21,
+            warm_up_runs: 100,
+            state: "none".into(),
+        },
+        gap_us: vec![],
     };
     let limit = BTreeMap::from([("ATTACH_GRACE_MS".to_owned(), 2_000), ("TENSOR_BYTES_MAX".to_owned(), 1 << 30)]);
     let text = [sessions(&[session]), limits(&limit), reload(&reloaded)].join("\n");

@@ -5,7 +5,7 @@ use inferd_ipc::control::{Command, RpcError, code};
 use serde_json::{Map, Value, json};
 
 /// Every command's name, in the order of [`Command`].
-pub const METHODS: [&str; 14] = [
+pub const METHODS: [&str; 16] = [
     "status",
     "models",
     "sessions",
@@ -15,6 +15,8 @@ pub const METHODS: [&str; 14] = [
     "unload",
     "reload",
     "rollback",
+    "history",
+    "dump",
     "validate",
     "disconnect",
     "drain",
@@ -28,7 +30,7 @@ const ID_BYTES_MAX: usize = 256;
 type Refusal = (Value, RpcError);
 
 fn refuse<T>(id: &Value, code: i64, message: impl Into<String>) -> Result<T, Refusal> {
-    Err((id.clone(), RpcError { code, message: message.into() }))
+    Err((id.clone(), RpcError::new(code, message)))
 }
 
 /// Reads one line, without its line end; a blank one is nothing.

@@ -96,7 +96,7 @@ fn every_mistake_has_its_code_and_names_what_to_change() {
             request(r#""method":"reload","params":{"model":"a","to":1}"#),
             json!(7),
             code::INVALID_PARAMS,
-            "reload: unknown parameter `to`, expected `model` or `path`",
+            "reload: unknown parameter `to`, expected one of `model`, `path`",
         ),
     ];
     for (line, id, code, message) in cases {
@@ -116,7 +116,7 @@ fn a_conversation_in_pieces_is_answered_line_by_line() {
         requests.extend(std::iter::from_fn(|| c.next_request()));
     }
     assert_eq!(requests, [Request { id: json!(1), command: Command::Drain {} }]);
-    c.progress(&Progress { id: json!(1), model: "a".into(), stage: "loading".into() });
+    c.progress(&Progress { id: json!(1), model: "a".into(), stage: "loading".into(), done: None, of: None });
     c.answer(&json!(1), &Done { message: "done".into() });
     let messages = written(&mut c);
     assert_eq!(messages[0].error.as_ref().map(|e| e.code), Some(code::PARSE));
@@ -134,7 +134,7 @@ fn a_peer_that_closes_its_side_gets_its_answers_first() {
     c.end();
     let request = c.next_request().expect("a last line without its end");
     assert_eq!((c.fate(), c.wants_read()), (Fate::Keep, false));
-    c.fail(&request.id, RpcError { code: code::BUSY, message: "busy".into() });
+    c.fail(&request.id, RpcError::new(code::BUSY, "busy"));
     assert_eq!(c.fate(), Fate::Keep, "not written yet");
     assert_eq!(written(&mut c).len(), 1);
     assert_eq!(c.fate(), Fate::Close);
@@ -193,7 +193,7 @@ proptest! {
         for piece in pieces {
             c.feed(&piece);
             while let Some(request) = c.next_request() {
-                c.fail(&request.id, RpcError { code: 0, message: String::new() });
+                c.fail(&request.id, RpcError::new(0, ""));
             }
         }
         c.end();

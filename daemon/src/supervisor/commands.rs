@@ -39,7 +39,7 @@ fn is_mutating(command: &Command) -> bool {
             | Drain {}
             | Load { .. }
             | Log { .. }
-            | Reload { .. }
+            | Reload(_)
             | Rollback { .. }
             | Unload { .. }
             | Validate { .. }
@@ -69,8 +69,12 @@ impl Supervisor {
             Command::Stats { model } => self.begin_stats(asker, model.as_deref()),
             Command::Load { model, path, backend } => self.load(asker, &model, &path, backend),
             Command::Unload { model } => self.unload(&asker, &model),
-            Command::Reload { model, path } => self.reload(asker, &model, path.map(PathBuf::from)),
+            Command::Reload(asked) => self.reload(asker, &asked.model, asked.path.map(PathBuf::from)),
             Command::Rollback { model } => self.rollback(asker, &model),
+            Command::History { model } | Command::Dump { model, .. } => {
+                let what = format!("nothing of model {model} was written down");
+                self.refuse(&asker, code::NOT_FOUND, &what);
+            }
             Command::Validate { path, backend } => self.validate(asker, &path, backend),
             Command::Disconnect { session } => self.disconnect(&asker, session),
             Command::Drain {} => {
@@ -268,6 +272,7 @@ impl Supervisor {
             models,
             sessions: self.sessions.count() as u64,
             runtime_dir: self.runtime_dir.display().to_string(),
+            state_dir: None,
             backing: self.config.ipc.backing,
             rss_bytes: rss_bytes("self"),
         }
@@ -302,6 +307,8 @@ impl Supervisor {
             message: model.message.clone(),
             generation: model.generation(),
             kept_generation: model.kept.as_ref().map(|held| held.generation.number),
+            kept: model.kept.as_ref().map(|_| "alive".to_owned()),
+            drift: None,
             backend: live.map_or_else(String::new, |held| held.loaded.backend.clone()),
             path: model.config.path.display().to_string(),
             live_path: live_path.map(|path| path.display().to_string()),

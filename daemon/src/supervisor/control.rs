@@ -63,7 +63,7 @@ impl Supervisor {
             let mut rpc = Connection::new();
             let message =
                 format!("{CONTROL_CONNECTIONS_MAX} operators are connected, the most there may be; close one");
-            rpc.fail(&Value::Null, RpcError { code: code::LIMIT, message });
+            rpc.fail(&Value::Null, RpcError::new(code::LIMIT, message));
             let _ = socket.write(rpc.output());
             return;
         }
@@ -154,7 +154,7 @@ impl Supervisor {
     /// Answers a command with an error.
     pub(super) fn refuse(&mut self, asker: &Asker, code: i64, message: &str) {
         if let Some(control) = self.controls.get_mut(&asker.control) {
-            control.rpc.fail(&asker.id, RpcError { code, message: message.to_owned() });
+            control.rpc.fail(&asker.id, RpcError::new(code, message));
             self.flush_control(asker.control);
         }
     }
@@ -163,7 +163,7 @@ impl Supervisor {
     pub(super) fn notify_progress(&mut self, asker: &Asker, model: &str, stage: &str) {
         if let Some(control) = self.controls.get_mut(&asker.control) {
             let (model, stage) = (model.to_owned(), stage.to_owned());
-            control.rpc.progress(&Progress { id: asker.id.clone(), model, stage });
+            control.rpc.progress(&Progress { id: asker.id.clone(), model, stage, done: None, of: None });
             self.flush_control(asker.control);
         }
     }

@@ -12,7 +12,7 @@ use crate::config::ModelConfig;
 use crate::manifest::{ModelSource, WorkerRole, resolve};
 use crate::staging::{StageDone, StageFile, Staged};
 use inferd_ipc::baton;
-use inferd_ipc::control::{ReloadAnswer, ValidateAnswer, code};
+use inferd_ipc::control::{ReloadAnswer, ValidateAnswer, Verdict, code};
 use inferd_ipc::limits::{MODEL_FILES_MAX, MODELS_MAX, REGION_BYTES_MAX};
 use inferd_ipc::worker_records::{Loaded, ToWorker};
 use std::cell::RefCell;
@@ -270,6 +270,19 @@ impl Supervisor {
             load_ms: live.loaded.load_us.saturating_add(live.loaded.warm_up_us) as f64 / 1000.0,
             swap_us,
             state: state.to_owned(),
+            verdict: Verdict {
+                accepted: true,
+                live: true,
+                reasons: Vec::new(),
+                shadow: None,
+                golden_difference_max: live.loaded.golden_difference_max,
+                run_us_p50: live.loaded.run_us_p50,
+                load_ms: live.loaded.load_us as f64 / 1000.0,
+                warm_up_ms: live.loaded.warm_up_us as f64 / 1000.0,
+                warm_up_runs: live.loaded.warm_up_runs,
+                state: state.to_owned(),
+            },
+            gap_us: Vec::new(),
         };
         tracing::info!(
             model = %model.name, generation = answer.to_generation, from_generation, load_ms = answer.load_ms as u64, swap_us = swap_us as u64, state,
