@@ -17,6 +17,8 @@ pub mod fork;
 pub mod layout;
 pub mod limits;
 pub mod mem;
+#[cfg(any(loom, feature = "worker-records"))]
+pub mod record;
 #[cfg(not(loom))]
 pub mod region;
 pub mod requester;

@@ -129,6 +129,29 @@ pub const ATTACH_TIMEOUT_MS: u64 = 2_000;
 /// Session faults logged per second; the rest is counted.
 pub const FAULT_LOGS_PER_S: u32 = 10;
 
+/// Steps that are kept of a model, unless configured.
+pub const RECORD_STEPS_DEFAULT: u32 = 256;
+/// Most `record_steps`.
+pub const RECORD_STEPS_MAX: u32 = 65_536;
+/// Bytes of a model's record region at most, unless configured.
+pub const RECORD_BYTES_DEFAULT: u64 = 8 << 20;
+/// Most `record_bytes`.
+pub const RECORD_BYTES_MAX: u64 = 1 << 30;
+/// A model whose recorded step is larger than this records nothing, unless configured.
+pub const RECORD_STEP_BYTES_DEFAULT_MAX: u64 = 64 << 10;
+/// Most recorded steps that a shadow runs.
+pub const SHADOW_STEPS_MAX: u32 = 1_000_000;
+/// Longest that a shadow follows the live steps.
+pub const SHADOW_MS_MAX: u64 = 3_600_000;
+/// A shadow that follows the live steps looks for the next one at this interval.
+pub const SHADOW_POLL_US: u64 = 500;
+/// Least time between two progress records of a shadow.
+pub const SHADOW_PROGRESS_MS: u64 = 100;
+/// Most sessions whose own state a shadow keeps; steps of further ones are not run.
+pub const SHADOW_SESSIONS_MAX: usize = 256;
+/// Stack of the thread that loads, checks and warms up a model.
+pub const LOADER_STACK_BYTES: usize = 8 << 20;
+
 /// A named limit, for `inferctl limits`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
@@ -207,4 +230,15 @@ table!(
     REATTACH_BACKOFF_MS_MAX,
     ATTACH_TIMEOUT_MS,
     FAULT_LOGS_PER_S,
+    RECORD_STEPS_DEFAULT,
+    RECORD_STEPS_MAX,
+    RECORD_BYTES_DEFAULT,
+    RECORD_BYTES_MAX,
+    RECORD_STEP_BYTES_DEFAULT_MAX,
+    SHADOW_STEPS_MAX,
+    SHADOW_MS_MAX,
+    SHADOW_POLL_US,
+    SHADOW_PROGRESS_MS,
+    SHADOW_SESSIONS_MAX,
+    LOADER_STACK_BYTES,
 );

@@ -29,6 +29,8 @@ pub enum RegionKind {
     State,
     /// A model's baton.
     Baton,
+    /// A model's last steps.
+    Record,
 }
 
 /// How a region is mapped.
@@ -102,6 +104,7 @@ fn create_memfd(kind: RegionKind, bytes: u64) -> Result<NewRegion, RegionError> 
         RegionKind::Reply => c"inferd-reply",
         RegionKind::State => c"inferd-state",
         RegionKind::Baton => c"inferd-baton",
+        RegionKind::Record => c"inferd-record",
     };
     let base = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let noexec = base | MFdFlags::from_bits_retain(MFD_NOEXEC_SEAL);
@@ -112,7 +115,9 @@ fn create_memfd(kind: RegionKind, bytes: u64) -> Result<NewRegion, RegionError> 
     let fd = fd.map_err(os("creating", bytes))?;
     nix::unistd::ftruncate(&fd, bytes as i64).map_err(os("sizing", bytes))?;
     // The mode must be set before the descriptor leaves us: a memfd is born open to all.
-    let mode = if kind == RegionKind::Reply { Mode::S_IRUSR } else { Mode::S_IRUSR | Mode::S_IWUSR };
+    // Who reads replies or records shall not reopen them for writing, not even as the daemon's own user.
+    let read_only = matches!(kind, RegionKind::Reply | RegionKind::Record);
+    let mode = if read_only { Mode::S_IRUSR } else { Mode::S_IRUSR | Mode::S_IWUSR };
     fchmod(&fd, mode).map_err(os("setting the mode of", bytes))?;
     let seals = match kind {
         // The client populates it: the first toucher pays. More seals follow in `seal_request`.

@@ -7,9 +7,11 @@
 
 use crate::layout::{Backing, Geometry};
 use crate::limits::WORKER_RECORD_BYTES_MAX;
-use crate::signature::{DType, Signature, TensorSpec};
+use crate::signature::{DType, Signature};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+pub use crate::record::RecordLayout;
 
 /// How the executor thread is scheduled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -189,6 +191,26 @@ pub enum ToWorker {
     },
     /// The baton goes to another worker, sent after the grant was written: look at the grant (a wake for executors that sleep in epoll).
     LetGo,
+    /// Keep the steps that are run: sent after [`FromWorker::Loaded`], before `Take`. Descriptor: the model's record
+    /// region, read-write, of this worker's [`Loaded::record_layout`]. A worker that never gets one records nothing.
+    Record {
+        /// Slots of the region.
+        slots: u32,
+    },
+    /// Run recorded steps of the live generation, answering nobody: sent after [`FromWorker::Loaded`] and before any
+    /// `AddSession`, `Take` or `Drain`; several times if need be. Descriptor: the live record region, read-only.
+    Shadow {
+        /// The most recent `ok` steps that stand there, this many; more as they come where there are fewer.
+        steps: Option<u32>,
+        /// Those that come within this time; `steps` bounds their number where both are given.
+        for_ms: Option<u64>,
+        /// Without `for_ms`: how long to wait for steps that are not there yet.
+        wait_ms: u64,
+        /// Slots of the region.
+        slots: u32,
+        /// What lies in them: inputs and outputs of this worker's signature, maybe another state.
+        layout: RecordLayout,
+    },
     /// Answer everything with `shutting_down`, then say [`FromWorker::Drained`].
     Drain,
     /// Exit.
@@ -217,49 +239,6 @@ pub struct StageStats {
     pub max_ns: u64,
 }
 
-/// What a recorded step holds beside its header, in this order.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
-pub struct RecordLayout {
-    /// Inputs, as clients write them.
-    pub inputs: Vec<TensorSpec>,
-    /// Outputs, as clients see them.
-    pub outputs: Vec<TensorSpec>,
-    /// State that the step began with, by the names of the model's state inputs; empty for a stateless model.
-    pub states: Vec<TensorSpec>,
-}
-
-/// What running a new generation on the live one's recorded steps has shown.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
-pub struct ShadowReport {
-    /// Recorded steps that were run.
-    pub steps: u32,
-    /// Steps on which the new generation raised, was refused by its guard, or answered NaN.
-    pub failed: u32,
-    /// What the first of them said.
-    pub first_failure: Option<String>,
-    /// Differences per output, by the names that clients see.
-    pub outputs: BTreeMap<String, OutputDifference>,
-    /// Runs of the live generation, as recorded.
-    pub live_run: StageStats,
-    /// Runs of the new generation.
-    pub new_run: StageStats,
-    /// Where the state of each step came from: `recorded`, `own` or `none`.
-    pub state: String,
-}
-
-/// How far an output of a new generation is from the recorded one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
-pub struct OutputDifference {
-    /// Largest absolute difference of an element.
-    pub max: f64,
-    /// Mean absolute difference of all elements.
-    pub mean: f64,
-    /// Observation id of the step with the largest.
-    pub worst_step: Option<u64>,
-    /// Elements that are NaN in the new output and were not in the recorded one.
-    pub nan: u64,
-}
-
 /// Counters of a worker since it took over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct WorkerStats {
@@ -282,6 +261,8 @@ pub struct Loaded {
     pub state_bytes: u64,
     /// Names, dtypes and shapes of the state tensors: a reload carries state only between equal ones.
     pub state_layout: String,
+    /// What a record region of this generation holds; to be checked, as everything that a worker says.
+    pub record_layout: RecordLayout,
     /// Backend and its version.
     pub backend: String,
     /// Time from the record to the model in memory.
@@ -294,6 +275,40 @@ pub struct Loaded {
     pub run_us_p50: f64,
     /// Largest difference of the golden pairs, if there are any.
     pub golden_difference_max: Option<f64>,
+}
+
+/// What a shadow run found out; the supervisor judges it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct ShadowReport {
+    /// Recorded steps that were run, failed ones included.
+    pub steps: u32,
+    /// Steps that the candidate refused (`rejected`) or failed (`model_error`) where the live generation did neither.
+    pub failed: u32,
+    /// What the first of them said.
+    pub first_failure: Option<String>,
+    /// `ok` steps of the live generation that were not run: overwritten before the candidate came to them, or damaged.
+    pub missed: u64,
+    /// How far the candidate's outputs are from the recorded ones, by the names that clients see.
+    pub outputs: BTreeMap<String, OutputDifference>,
+    /// The live generation's runs of the same steps, as recorded.
+    pub live_run: StageStats,
+    /// The candidate's runs, without the time that a thread of idle priority waits for a CPU.
+    pub new_run: StageStats,
+    /// Where the state before each step came from: `recorded`, `own` (layouts differ: chained from zeros), `none`.
+    pub state: String,
+}
+
+/// How far an output is from the recorded one, over all elements of all steps. Always finite.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct OutputDifference {
+    /// Largest absolute difference.
+    pub max: f64,
+    /// Mean absolute difference.
+    pub mean: f64,
+    /// Observation id of the step with the largest difference, if there is any.
+    pub worst_step: Option<u64>,
+    /// Elements that are NaN in the candidate's output and not in the recorded one.
+    pub nan: u64,
 }
 
 /// Worker to supervisor.
@@ -312,6 +327,15 @@ pub enum FromWorker {
     },
     /// Loaded, checked and warm: ready to take sessions over.
     Loaded(Loaded),
+    /// A shadow run has come this far; of `for_ms` alone, both are milliseconds.
+    Shadowing {
+        /// Steps run.
+        done: u32,
+        /// Steps asked for.
+        of: u32,
+    },
+    /// The shadow run has ended; the worker waits for what comes next, as after [`FromWorker::Loaded`].
+    Shadowed(ShadowReport),
     /// The model cannot be served; the worker exits.
     Refused {
         /// What, where, and the remedy.

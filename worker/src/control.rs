@@ -242,7 +242,7 @@ impl Control {
                     tracing::warn!("{error}");
                 }
             }
-            ToWorker::Load(_) | ToWorker::File { .. } => {
+            ToWorker::Load(_) | ToWorker::File { .. } | ToWorker::Record { .. } | ToWorker::Shadow { .. } => {
                 tracing::warn!("a record came that is only due while loading: a bug of the supervisor");
             }
         }

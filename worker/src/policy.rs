@@ -12,6 +12,7 @@ use crate::contain::contain;
 use crate::files::FileSource;
 use crate::guard::Guard;
 use crate::{ModelError, binding, golden, warm_up};
+use inferd_ipc::record::RecordLayout;
 use inferd_ipc::signature::{DType, Signature, TensorSpec};
 use inferd_ipc::worker_records::{Loaded, ModelSpec};
 use std::time::Instant;
@@ -109,6 +110,7 @@ impl Policy {
             signature: policy.ports.signature.clone(),
             state_bytes: policy.ports.state_bytes,
             state_layout: policy.ports.state_layout.clone(),
+            record_layout: policy.record_layout(),
             backend: version,
             load_us,
             warm_up_us: u64::try_from(warm.elapsed.as_micros()).unwrap_or(u64::MAX),
@@ -146,6 +148,14 @@ impl Policy {
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
         self.ports.state_bytes
+    }
+
+    /// What a record region holds of each step.
+    #[must_use]
+    pub fn record_layout(&self) -> RecordLayout {
+        let states: Vec<TensorSpec> =
+            self.ports.states.iter().map(|s| self.model.inputs()[s.model_input].clone()).collect();
+        RecordLayout::new(&self.ports.signature, &states)
     }
 
     /// Finite check, clip and normalisation of every client input, in place. All inputs are checked

@@ -344,6 +344,9 @@ impl Supervisor {
             }
             FromWorker::Drained => self.on_drained(id),
             FromWorker::Stats(stats) => self.on_stats(id, stats),
+            FromWorker::Shadowing { .. } | FromWorker::Shadowed(_) => {
+                self.kill_worker(id, "it sent a shadow report that nobody asked for");
+            }
         }
     }
 

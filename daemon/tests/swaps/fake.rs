@@ -5,6 +5,7 @@
 
 use inferd_ipc::baton::{self, Baton};
 use inferd_ipc::fdpass;
+use inferd_ipc::record::RecordLayout;
 use inferd_ipc::signature::{DType, Signature, TensorSpec};
 use inferd_ipc::worker_records::{FromWorker, Loaded, ModelSpec, ToWorker, WorkerStats, decode, encode};
 use std::os::fd::{AsFd, OwnedFd};
@@ -75,6 +76,7 @@ impl Fake {
             signature: Signature { inputs: tensor("in"), outputs: tensor("out"), stateful: false },
             state_bytes: 0,
             state_layout: String::new(),
+            record_layout: RecordLayout::default(),
             backend: "fake".into(),
             load_us: 1,
             warm_up_us: 1,
