@@ -151,6 +151,34 @@ pub const SHADOW_PROGRESS_MS: u64 = 100;
 pub const SHADOW_SESSIONS_MAX: usize = 256;
 /// Stack of the thread that loads, checks and warms up a model.
 pub const LOADER_STACK_BYTES: usize = 8 << 20;
+/// Recorded steps that a gate with bounds is judged on, unless it says how many.
+pub const SHADOW_STEPS_DEFAULT: u32 = 64;
+/// A shadow of so many steps waits this long for steps that are not recorded yet.
+pub const SHADOW_WAIT_MS: u64 = 10_000;
+/// A shadow must be over this long after its time, and this long after its last progress.
+pub const SHADOW_GRACE_MS: u64 = 30_000;
+/// Bytes of the store, unless configured.
+pub const STORE_BYTES_DEFAULT: u64 = 8 << 30;
+/// Most `store_bytes`.
+pub const STORE_BYTES_MAX: u64 = 1 << 50;
+/// Stored generations of one model, unless configured; the live one and the one before it always stay.
+pub const STORE_GENERATIONS_DEFAULT: usize = 8;
+/// Most `store_generations`.
+pub const STORE_GENERATIONS_MAX: usize = 1_000;
+/// Entries of a model's history.
+pub const HISTORY_ENTRIES_MAX: usize = 256;
+/// Longest file of a history that is read.
+pub const HISTORY_BYTES_MAX: u64 = 64 << 20;
+/// A watched file must not change for this long before it is reloaded.
+pub const WATCH_SETTLE_MS: u64 = 300;
+/// Folders that are watched for one model.
+pub const WATCH_FILES_MAX: usize = 16;
+/// Interval at which memory is looked at while a previous generation is kept alive.
+pub const MEMORY_LOOK_MS: u64 = 2_000;
+/// Kept workers are retired when less than this of all memory is available.
+pub const MEMORY_SHORT_PERCENT: u64 = 5;
+/// `models` waits this long for hashes of configured files that have changed.
+pub const DRIFT_MS: u64 = 1_000;
 
 /// A named limit, for `inferctl limits`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,4 +269,18 @@ table!(
     SHADOW_PROGRESS_MS,
     SHADOW_SESSIONS_MAX,
     LOADER_STACK_BYTES,
+    SHADOW_STEPS_DEFAULT,
+    SHADOW_WAIT_MS,
+    SHADOW_GRACE_MS,
+    STORE_BYTES_DEFAULT,
+    STORE_BYTES_MAX,
+    STORE_GENERATIONS_DEFAULT,
+    STORE_GENERATIONS_MAX,
+    HISTORY_ENTRIES_MAX,
+    HISTORY_BYTES_MAX,
+    WATCH_SETTLE_MS,
+    WATCH_FILES_MAX,
+    MEMORY_LOOK_MS,
+    MEMORY_SHORT_PERCENT,
+    DRIFT_MS,
 );
