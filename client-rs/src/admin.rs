@@ -4,18 +4,23 @@
 //! after its command timed out is passed over. Long commands report progress on the way. The daemon's
 //! lines are bounded. Who may connect is the socket's mode and group; there is nothing to log in to.
 
+mod lines;
+
 use crate::clock::{limit_ns, now_ns};
 use crate::dirs::{CONTROL_SOCKET, runtime_dir};
 use crate::error::Error;
 use inferd_ipc::control::{
-    Command, Done, ModelAnswer, Progress, Reload, ReloadAnswer, RpcMessage, SessionAnswer, StatsAnswer, StatusAnswer,
-    ValidateAnswer, VersionAnswer,
+    Command, Done, DumpAnswer, HistoryEntry, ModelAnswer, Progress, Reload, ReloadAnswer, RpcMessage, SessionAnswer,
+    Shadow, StatsAnswer, StatusAnswer, ValidateAnswer, Verdict, VersionAnswer,
 };
 use inferd_ipc::limits::CONTROL_LINE_BYTES_MAX;
+use inferd_ipc::record::{self, RecordReader, RecordedStep};
+use lines::Lines;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,7 +36,7 @@ pub struct AdminClient {
     stream: UnixStream,
     dir: PathBuf,
     next_id: u64,
-    received: Vec<u8>,
+    lines: Lines,
     timeout: Option<Duration>,
 }
 
@@ -58,7 +63,7 @@ impl AdminClient {
             }
             _ => Error::NoDaemon { tried: found.failed(&e) },
         })?;
-        Ok(AdminClient { stream, dir: found.dir, next_id: 1, received: Vec::new(), timeout: None })
+        Ok(AdminClient { stream, dir: found.dir, next_id: 1, lines: Lines::default(), timeout: None })
     }
 
     /// The daemon's runtime directory.
@@ -90,14 +95,23 @@ impl AdminClient {
         command: &Command,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<serde_json::Value, Error> {
+        Ok(self.exchange(command, progress)?.0)
+    }
+
+    /// Sends a command; its answer, and the descriptors that came beside it.
+    fn exchange(
+        &mut self,
+        command: &Command,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<(serde_json::Value, Vec<OwnedFd>), Error> {
         let timeout = self.timeout.unwrap_or_else(|| default_timeout(command));
         let limit = limit_ns(now_ns(), Some(timeout));
         let id = self.next_id;
         self.next_id += 1;
         self.send(&RpcRequest { jsonrpc: "2.0", id, command })?;
         loop {
-            let line = self.line(limit, timeout)?;
-            let message: RpcMessage = serde_json::from_slice(&line)
+            let line = self.lines.next(&self.stream, limit, timeout)?;
+            let message: RpcMessage = serde_json::from_slice(&line.bytes)
                 .map_err(|e| Error::protocol(format_args!("a line on control.sock that is no message: {e}")))?;
             if message.method.as_deref() == Some("progress") {
                 let step = message.params.and_then(|p| serde_json::from_value::<Progress>(p).ok());
@@ -111,7 +125,7 @@ impl AdminClient {
             match message.error {
                 _ if !ours => {}
                 Some(error) => return Err(Error::Command(error)),
-                None => return Ok(message.result.unwrap_or(serde_json::Value::Null)),
+                None => return Ok((message.result.unwrap_or(serde_json::Value::Null), line.fds)),
             }
         }
     }
@@ -179,26 +193,44 @@ impl AdminClient {
         self.typed(&Command::Unload { model: model.to_owned() })
     }
 
-    /// Makes the next generation, from the same file or from the one at `path` (absolute).
+    /// Makes the next generation as asked for: from the same file or another one, shadowed, bounded, or tried without going
+    /// live. A refusal by the gate is [`Error::Command`] with the [`Verdict`](crate::control::Verdict) as its data
+    /// ([`verdict_of`]).
     ///
     /// # Errors
     /// As [`AdminClient::call`].
-    pub fn reload(
-        &mut self,
-        model: &str,
-        path: Option<&str>,
-        progress: &mut dyn FnMut(&Progress),
-    ) -> Result<ReloadAnswer, Error> {
-        let reload = Reload { model: model.to_owned(), path: path.map(str::to_owned), ..Reload::default() };
+    pub fn reload(&mut self, reload: Reload, progress: &mut dyn FnMut(&Progress)) -> Result<ReloadAnswer, Error> {
         self.typed_with(&Command::Reload(reload), progress)
     }
 
-    /// Takes the kept previous generation back.
+    /// Takes the previous generation back, from its kept worker or from the store.
     ///
     /// # Errors
     /// As [`AdminClient::call`].
     pub fn rollback(&mut self, model: &str, progress: &mut dyn FnMut(&Progress)) -> Result<ReloadAnswer, Error> {
         self.typed_with(&Command::Rollback { model: model.to_owned() }, progress)
+    }
+
+    /// Every generation of a model, refused attempts too, newest first.
+    ///
+    /// # Errors
+    /// As [`AdminClient::call`].
+    pub fn history(&mut self, model: &str) -> Result<Vec<HistoryEntry>, Error> {
+        self.typed(&Command::History { model: model.to_owned() })
+    }
+
+    /// The recorded last steps of a model, of all sessions; with `session`, the daemon checks that there is one of that number.
+    ///
+    /// # Errors
+    /// As [`AdminClient::call`]; [`Error::Protocol`] when the region that came is not what the answer says.
+    pub fn dump(&mut self, model: &str, session: Option<u64>) -> Result<Dump, Error> {
+        let command = Command::Dump { model: model.to_owned(), session };
+        let (answer, fds) = self.exchange(&command, &mut |_| {})?;
+        let answer: DumpAnswer = typed_answer(answer)?;
+        let fd = fds.first().ok_or_else(|| Error::protocol("an answer to dump without a descriptor"))?;
+        let reader = record::open_reader(fd.as_fd(), &answer.layout, answer.steps)
+            .map_err(|e| Error::protocol(format_args!("a record region that cannot be read: {e}")))?;
+        Ok(Dump { answer, reader })
     }
 
     /// Loads, checks and warms up a file without serving it.
@@ -256,8 +288,7 @@ impl AdminClient {
         command: &Command,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<T, Error> {
-        let answer = self.call_with_progress(command, progress)?;
-        serde_json::from_value(answer).map_err(|e| Error::protocol(format_args!("an answer of another kind: {e}")))
+        typed_answer(self.call_with_progress(command, progress)?)
     }
 
     fn send(&mut self, request: &RpcRequest<'_>) -> Result<(), Error> {
@@ -274,36 +305,34 @@ impl AdminClient {
             _ => Error::os("sending a command", e),
         })
     }
+}
 
-    /// The next line, without its end.
-    fn line(&mut self, limit_ns: u64, timeout: Duration) -> Result<Vec<u8>, Error> {
-        let mut searched = 0;
-        loop {
-            if let Some(end) = self.received[searched..].iter().position(|b| *b == b'\n') {
-                let mut line: Vec<u8> = self.received.drain(..=searched + end).collect();
-                line.pop();
-                return Ok(line);
-            }
-            searched = self.received.len();
-            if searched > CONTROL_LINE_BYTES_MAX {
-                return Err(Error::protocol("an answer over the limit of a line"));
-            }
-            let left = Duration::from_nanos(limit_ns.saturating_sub(now_ns()));
-            let late = || Error::Timeout { model: CONTROL_SOCKET.into(), after: timeout };
-            if left.is_zero() {
-                return Err(late());
-            }
-            self.stream.set_read_timeout(Some(left)).map_err(|e| Error::os("setting a timeout", e))?;
-            let mut buffer = [0; 16 << 10];
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return Err(gone()),
-                Ok(bytes) => self.received.extend_from_slice(&buffer[..bytes]),
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-                Err(e) if e.kind() == ErrorKind::ConnectionReset => return Err(gone()),
-                Err(e) => return Err(Error::os("waiting for an answer", e)),
-            }
-        }
+/// The recorded last steps of a model: a view of what the daemon keeps, so that reading needs no worker.
+#[derive(Debug)]
+pub struct Dump {
+    /// What the steps hold.
+    pub answer: DumpAnswer,
+    reader: RecordReader,
+}
+
+impl Dump {
+    /// Copies of all steps that stand there, oldest first; those that are overwritten meanwhile are left out.
+    pub fn steps(&self) -> impl Iterator<Item = RecordedStep> + '_ {
+        self.reader.steps()
     }
+}
+
+/// The verdict that came with a refusal, if the error is one and a verdict came with it.
+#[must_use]
+pub fn verdict_of(error: &Error) -> Option<Verdict> {
+    match error {
+        Error::Command(refused) => serde_json::from_value(refused.data.clone()?).ok(),
+        _ => None,
+    }
+}
+
+fn typed_answer<T: DeserializeOwned>(answer: serde_json::Value) -> Result<T, Error> {
+    serde_json::from_value(answer).map_err(|e| Error::protocol(format_args!("an answer of another kind: {e}")))
 }
 
 fn gone() -> Error {
@@ -311,9 +340,13 @@ fn gone() -> Error {
 }
 
 fn default_timeout(command: &Command) -> Duration {
-    let long = matches!(
-        command,
-        Command::Load { .. } | Command::Reload(_) | Command::Rollback { .. } | Command::Validate { .. }
-    );
-    Duration::from_millis(if long { LONG_COMMAND_TIMEOUT_MS } else { COMMAND_TIMEOUT_MS })
+    let long = Duration::from_millis(LONG_COMMAND_TIMEOUT_MS);
+    match command {
+        // The operator has said how long it may take beside all the rest.
+        Command::Reload(Reload { shadow: Some(Shadow::Seconds(s)), .. }) => {
+            long.saturating_add(Duration::try_from_secs_f64(*s).unwrap_or(Duration::ZERO))
+        }
+        Command::Load { .. } | Command::Reload(_) | Command::Rollback { .. } | Command::Validate { .. } => long,
+        _ => Duration::from_millis(COMMAND_TIMEOUT_MS),
+    }
 }

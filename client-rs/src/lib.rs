@@ -28,18 +28,22 @@ mod tickets;
 mod wait;
 
 #[cfg(feature = "admin")]
-pub use admin::{AdminClient, COMMAND_TIMEOUT_MS, LONG_COMMAND_TIMEOUT_MS};
+pub use admin::{AdminClient, COMMAND_TIMEOUT_MS, Dump, LONG_COMMAND_TIMEOUT_MS, verdict_of};
 pub use clock::now_ns;
 pub use dirs::{ATTACH_SOCKET, CONTROL_SOCKET, RuntimeDir, Tried, runtime_dir};
 pub use element::Element;
 pub use error::Error;
-#[cfg(feature = "admin")]
-pub use inferd_ipc::control;
 pub use inferd_ipc::{
     attach::AttachStatus,
-    layout::{Backing, Queue, ServingState, Status},
+    layout::{Backing, Queue, REPLY_STATE_RESET, ServingState, Status},
     limits,
     signature::{DType, Signature, TensorSpec},
+};
+#[cfg(feature = "admin")]
+pub use inferd_ipc::{
+    control,
+    record::{RecordLayout, RecordedStep},
+    worker_records::{OutputDifference, ShadowReport, StageStats},
 };
 pub use options::{AttachOptions, CallOptions};
 pub use reply::{Outcome, Reply, ReplyInfo, Ticket};

@@ -53,7 +53,8 @@ fn commands_are_answered_in_their_own_types_with_progress_on_the_way() {
     let mut admin = AdminClient::connect(Some(dir.path())).unwrap();
     assert_eq!(admin.version().unwrap().abi, "1.0");
     let mut stages = Vec::new();
-    let refused = admin.reload("go2", Some("/m.onnx"), &mut |step| stages.push(step.stage.clone())).unwrap_err();
+    let reload = Reload { model: "go2".into(), path: Some("/m.onnx".into()), ..Reload::default() };
+    let refused = admin.reload(reload, &mut |step| stages.push(step.stage.clone())).unwrap_err();
     assert!(matches!(&refused, Error::Command(e) if e.code == code::REFUSED));
     assert_eq!((refused.to_string().as_str(), stages), ("not ONNX", vec!["staging".to_owned(), "loading".to_owned()]));
     assert_eq!(admin.limits().unwrap()["slots_max"], 64);
