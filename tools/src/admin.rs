@@ -7,14 +7,13 @@
 use crate::cli::Command as Cli;
 use crate::failure::Failure;
 use crate::out::print;
-use crate::show;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::progress::Bar;
+use crate::{reload, show, verdict};
 use inferd_client::AdminClient;
-use inferd_client::control::{Command, ModelAnswer, Reload, VersionAnswer};
+use inferd_client::control::{Command, ModelAnswer, VersionAnswer};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::path::Path;
-use std::time::Duration;
 
 /// Runs the command; `None` when it is none for the control socket.
 ///
@@ -28,6 +27,8 @@ pub fn run(cli: &Cli, runtime_dir: Option<&Path>) -> Option<Result<(), Failure>>
     Some(match cli {
         Cli::Version(_) => version(runtime_dir, json),
         Cli::Models(args) => models(runtime_dir, args.model.as_deref(), json),
+        Cli::Reload(args) => reload::run(runtime_dir, &args.model, &command, json),
+        Cli::Rollback(args) => reload::run(runtime_dir, &args.model, &command, json),
         _ => ask(runtime_dir, &command).and_then(|answer| show_answer(&command, answer, json)),
     })
 }
@@ -42,12 +43,14 @@ fn request(cli: &Cli) -> Option<Result<(Command, bool), Failure>> {
         Cli::Stats(a) => (Command::Stats { model: a.model.clone() }, a.json),
         Cli::Unload(a) => (Command::Unload { model: a.model.clone() }, a.json),
         Cli::Rollback(a) => (Command::Rollback { model: a.model.clone() }, a.json),
+        Cli::History(a) => (Command::History { model: a.model.clone() }, a.json),
         Cli::Disconnect(a) => (Command::Disconnect { session: a.session }, a.json),
         Cli::Drain(a) => (Command::Drain {}, a.json),
         Cli::Log(a) => (Command::Log { level: a.level.clone() }, a.json),
         Cli::Version(a) => (Command::Version {}, a.json),
         Cli::Load(_) | Cli::Reload(_) | Cli::Validate(_) => return Some(request_with_path(cli)),
-        Cli::Bench(_) | Cli::Replay(_) | Cli::Call(_) | Cli::Completions { .. } | Cli::Man { .. } => return None,
+        Cli::Dump(_) | Cli::Bench(_) | Cli::Replay(_) | Cli::Call(_) => return None,
+        Cli::Completions { .. } | Cli::Man { .. } => return None,
     };
     Some(Ok(request))
 }
@@ -60,7 +63,7 @@ fn request_with_path(cli: &Cli) -> Result<(Command, bool), Failure> {
         }
         Cli::Reload(a) => {
             let path = a.path.as_deref().map(absolute).transpose()?;
-            (Command::Reload(Reload { model: a.model.clone(), path, ..Reload::default() }), a.json)
+            (Command::Reload(reload::request(a, path)), a.json)
         }
         Cli::Validate(a) => (Command::Validate { path: absolute(&a.path)?, backend: a.backend.clone() }, a.json),
         _ => unreachable!("only commands with a path come here"),
@@ -76,23 +79,12 @@ fn absolute(path: &Path) -> Result<String, Failure> {
 
 fn ask(runtime_dir: Option<&Path>, command: &Command) -> Result<Value, Failure> {
     let mut client = AdminClient::connect(runtime_dir)?;
-    let long = matches!(
-        command,
-        Command::Load { .. } | Command::Reload(_) | Command::Rollback { .. } | Command::Validate { .. }
-    );
-    if !long {
+    if !matches!(command, Command::Load { .. } | Command::Validate { .. }) {
         return Ok(client.call(command)?);
     }
-    // Hidden unless standard error is a terminal.
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(100));
-    let answer = client.call_with_progress(command, &mut |p| {
-        bar.set_message(crate::out::plain(&format!("{}: {}", p.model, p.stage)));
-    });
-    bar.finish_and_clear();
+    let mut bar = Bar::new();
+    let answer = client.call_with_progress(command, &mut |report| bar.report(report));
+    bar.clear();
     Ok(answer?)
 }
 
@@ -107,15 +99,14 @@ fn show_answer(command: &Command, answer: Value, json: bool) -> Result<(), Failu
         Command::Limits {} => show::limits(&typed(answer, "limits")?),
         Command::Stats { .. } => show::stats(&typed(answer, "stats")?),
         Command::Load { .. } => show::model(&typed(answer, "load")?),
-        Command::Reload(_) => show::reload(&typed(answer, "reload")?),
-        Command::Rollback { .. } => show::reload(&typed(answer, "rollback")?),
+        Command::History { model } => verdict::history(model, &typed::<Vec<_>>(answer, "history")?),
         Command::Validate { .. } => show::validate(&typed(answer, "validate")?),
         Command::Unload { .. } => show::done(&typed(answer, "unload")?),
         Command::Disconnect { .. } => show::done(&typed(answer, "disconnect")?),
         Command::Drain {} => show::done(&typed(answer, "drain")?),
         Command::Log { .. } => show::done(&typed(answer, "log")?),
         Command::Version {} => show::version(Some(&typed(answer, "version")?)),
-        Command::History { .. } | Command::Dump { .. } => return print_json(&answer),
+        Command::Reload(_) | Command::Rollback { .. } | Command::Dump { .. } => return print_json(&answer),
     };
     print(&text).map_err(Failure::stdout)
 }
@@ -170,6 +161,7 @@ mod tests {
     use super::*;
     use crate::cli;
     use clap::Parser;
+    use inferd_client::control::{Reload, Shadow};
 
     fn sent(args: &str) -> Option<Command> {
         let cli = cli::Cli::try_parse_from(args.split(' ')).ok()?;
@@ -181,6 +173,17 @@ mod tests {
         let here = std::env::current_dir().map(|d| d.join("a/m.onnx").display().to_string()).unwrap_or_default();
         let reload = Command::Reload(Reload { model: "go2".into(), path: Some(here), ..Reload::default() });
         assert_eq!(sent("inferctl reload go2 --path a/m.onnx"), Some(reload));
+        let gated = Reload {
+            model: "go2".into(),
+            shadow: Some(Shadow::Seconds(2.5)),
+            max_diff: [("a=b".to_owned(), 0.1), ("c".to_owned(), 2.0)].into(),
+            max_latency_us: Some(500.0),
+            dry_run: true,
+            ..Reload::default()
+        };
+        let line = "inferctl reload go2 --shadow 2.5s --max-diff a=b=0.1 --max-diff c=2 --max-latency 500 --dry-run";
+        assert_eq!(sent(line), Some(Command::Reload(gated)));
+        assert_eq!(sent("inferctl history go2"), Some(Command::History { model: "go2".into() }));
         assert_eq!(sent("inferctl disconnect 7"), Some(Command::Disconnect { session: 7 }));
         assert_eq!(sent("inferctl bench go2"), None);
     }

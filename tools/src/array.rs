@@ -116,6 +116,18 @@ pub fn read_npy(path: &Path) -> Result<Array, ArrayError> {
 /// # Errors
 /// [`ArrayError::Io`].
 pub fn write_npy(path: &Path, dtype: DType, shape: &[u64], bytes: &[u8]) -> Result<(), ArrayError> {
+    let write = || -> std::io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        file.write_all(&npy_header(dtype, shape))?;
+        file.write_all(bytes)?;
+        file.flush()
+    };
+    write().map_err(|source| ArrayError::Io { path: path.to_owned(), source })
+}
+
+/// What stands before the elements in a `.npy` file.
+#[must_use]
+pub fn npy_header(dtype: DType, shape: &[u64]) -> Vec<u8> {
     let dims: String = shape.iter().map(|d| format!("{d}, ")).collect();
     let dims = if shape.len() == 1 { dims.trim_end() } else { dims.trim_end_matches(", ") };
     let mut header = format!("{{'descr': '{}', 'fortran_order': False, 'shape': ({dims}), }}", descr(dtype));
@@ -123,15 +135,8 @@ pub fn write_npy(path: &Path, dtype: DType, shape: &[u64], bytes: &[u8]) -> Resu
     let padding = 63 - (10 + header.len()) % 64;
     header.push_str(&" ".repeat(padding));
     header.push('\n');
-    let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::new(File::create(path)?);
-        file.write_all(b"\x93NUMPY\x01\x00")?;
-        file.write_all(&(header.len() as u16).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
-        file.write_all(bytes)?;
-        file.flush()
-    };
-    write().map_err(|source| ArrayError::Io { path: path.to_owned(), source })
+    let length = (header.len() as u16).to_le_bytes();
+    [b"\x93NUMPY\x01\x00".as_slice(), &length, header.as_bytes()].concat()
 }
 
 fn parse(mut from: impl Read, label: String) -> Result<Array, ArrayError> {

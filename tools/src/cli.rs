@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 /// Watch and steer inferd, and measure, replay or call its models.
 ///
-/// Exit codes: 0 done; 1 refused, failed, or above the tolerance; 2 wrong arguments; 3 no daemon.
+/// Exit codes: 0 done; 1 failed, or above the tolerance; 2 wrong arguments; 3 no daemon; 4 the daemon refused the model
+/// (what was live still is).
 #[derive(Debug, Parser)]
 #[command(name = "inferctl", version, max_term_width = 100)]
 pub struct Cli {
@@ -37,10 +38,20 @@ pub enum Command {
     Load(LoadArgs),
     /// Stop serving a model; its sessions end.
     Unload(ModelArg),
-    /// Make the next generation of a model, from the same file or another one; refused if the signature differs.
+    /// Make the next generation of a model, from the same file or another one, and show the verdict on it.
+    ///
+    /// It is loaded beside the live one, checked (signature, golden pairs), warmed up, and, with --shadow, run on the
+    /// steps that the live generation was recorded with. Only then it takes the sessions over, between two steps.
+    /// Whatever fails, the live generation answers on.
     Reload(ReloadArgs),
     /// Go back to the previous generation of a model, which was kept.
     Rollback(ModelArg),
+    /// List the generations of a model that went live or were refused, newest first.
+    History(ModelArg),
+    /// Save the last recorded steps of a model to a file that `replay` takes and that serves as a golden pair.
+    ///
+    /// Works without a worker too: after a crash the file holds the observation that the worker died on.
+    Dump(DumpArgs),
     /// Load, check and warm up a model without serving it.
     Validate(ValidateArgs),
     /// End a session.
@@ -128,9 +139,57 @@ pub struct LoadArgs {
 pub struct ReloadArgs {
     /// The model's name.
     pub model: String,
-    /// Take this file or folder instead of the configured one; the daemon opens it.
-    #[arg(long)]
+    /// Take this file or folder instead of the one that is live; the daemon opens it.
+    #[arg(long, value_name = "FILE")]
     pub path: Option<PathBuf>,
+    /// Run the candidate on recorded steps of the live generation, without answering anybody: that many of the most
+    /// recent (64), or all that come within a time (5s). 0: none, whatever the configuration says.
+    #[arg(long, value_name = "STEPS|SECONDSs", value_parser = shadow)]
+    pub shadow: Option<Shadow>,
+    /// Refuse the candidate if this output differs by more than VALUE from the recorded one, in any element of any step;
+    /// once per output. Wants --shadow, here or in the configuration.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = named_bound)]
+    pub max_diff: Vec<NamedBound>,
+    /// Refuse the candidate if the 99th percentile of its runs on the recorded steps is above this, in microseconds.
+    #[arg(long, value_name = "US", value_parser = microseconds)]
+    pub max_latency: Option<f64>,
+    /// Do everything but the swap: the verdict is shown, the live generation stays.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON, for scripts.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a candidate is run on before it may take over.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Shadow {
+    /// The most recent recorded steps, this many; 0 for none.
+    Steps(u32),
+    /// What is recorded within this time.
+    Seconds(f64),
+}
+
+/// An output and how far it may differ.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedBound {
+    /// The output's name.
+    pub name: String,
+    /// Largest absolute difference.
+    pub value: f64,
+}
+
+/// `dump`.
+#[derive(Debug, Args)]
+pub struct DumpArgs {
+    /// The model's name.
+    pub model: String,
+    /// The file to write; it appears whole or not at all.
+    #[arg(value_name = "FILE.npz")]
+    pub file: PathBuf,
+    /// Only the steps of this session, as `inferctl sessions` shows it.
+    #[arg(long, value_name = "N")]
+    pub session: Option<u64>,
     /// Print JSON, for scripts.
     #[arg(long)]
     pub json: bool,
@@ -297,6 +356,25 @@ fn tolerance(text: &str) -> Result<f64, String> {
     number(text, 0.0, f64::MAX)
 }
 
+fn microseconds(text: &str) -> Result<f64, String> {
+    number(text, 0.001, 1e9)
+}
+
+fn shadow(text: &str) -> Result<Shadow, String> {
+    match text.strip_suffix('s') {
+        Some(seconds) => number(seconds, 0.001, 86_400.0).map(Shadow::Seconds),
+        None => {
+            text.parse().map(Shadow::Steps).map_err(|_| "expected a number of steps (64) or seconds (5s)".to_owned())
+        }
+    }
+}
+
+fn named_bound(text: &str) -> Result<NamedBound, String> {
+    // Names of tensors may hold '='; numbers do not.
+    let (name, value) = text.rsplit_once('=').filter(|(name, _)| !name.is_empty()).ok_or("expected NAME=VALUE")?;
+    Ok(NamedBound { name: name.to_owned(), value: tolerance(value)? })
+}
+
 fn named_file(text: &str) -> Result<NamedFile, String> {
     // Tensor names may hold '='; file names of arrays hardly ever do.
     match text.rsplit_once('=') {
@@ -321,8 +399,7 @@ mod tests {
     fn every_command_of_the_control_socket_has_a_subcommand() {
         let cli = Cli::command();
         let names: Vec<&str> = cli.get_subcommands().map(clap::Command::get_name).collect();
-        let agreed =
-            "status models sessions limits stats load unload reload rollback validate disconnect drain log version";
+        let agreed = "status models sessions limits stats load unload reload rollback history validate disconnect drain log dump version";
         for name in agreed.split(' ') {
             assert!(names.contains(&name), "{name}");
         }
@@ -337,8 +414,22 @@ mod tests {
         assert!(refused("inferctl bench go2 --duration -1"));
         assert!(refused("inferctl replay go2 f.npz --tol -1"));
         assert!(refused("inferctl call go2 --input obs"));
+        assert!(refused("inferctl reload go2 --shadow many"));
+        assert!(refused("inferctl reload go2 --shadow -3"));
+        assert!(refused("inferctl reload go2 --shadow 0s"));
+        assert!(refused("inferctl reload go2 --max-diff action"));
+        assert!(refused("inferctl reload go2 --max-diff action=-1"));
+        assert!(refused("inferctl reload go2 --max-latency 0"));
         assert!(!refused("inferctl bench go2 --flat-out --clients 4 --queue latest --json -"));
         assert!(!refused("inferctl --runtime-dir /x replay go2 f.npz --tol 0"));
+    }
+
+    #[test]
+    fn a_shadow_is_a_number_of_steps_or_of_seconds() {
+        assert_eq!(shadow("64"), Ok(Shadow::Steps(64)));
+        assert_eq!(shadow("0"), Ok(Shadow::Steps(0)));
+        assert_eq!(shadow("2.5s"), Ok(Shadow::Seconds(2.5)));
+        assert_eq!(named_bound("a=b=0.5"), Ok(NamedBound { name: "a=b".into(), value: 0.5 }));
     }
 
     #[test]

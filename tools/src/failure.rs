@@ -1,17 +1,21 @@
 //! Why a command did not do what it is for, and the exit code that says so to scripts.
 //!
-//! 1: refused or failed. 2: the arguments are wrong (also clap's code). 3: there is no daemon to talk to.
+//! 1: failed. 2: the arguments are wrong (also clap's code). 3: there is no daemon to talk to. 4: the daemon has refused the
+//! model, and what was live still is: a verdict, not an accident.
 
 use crate::array::ArrayError;
 use crate::recording::RecordingError;
 use inferd_client::Error;
+use inferd_client::control::code;
 
-/// Exit code: refused, failed, or above the tolerance.
+/// Exit code: failed, or above the tolerance.
 pub const EXIT_FAILED: u8 = 1;
 /// Exit code: wrong arguments.
 pub const EXIT_USAGE: u8 = 2;
 /// Exit code: no daemon.
 pub const EXIT_NO_DAEMON: u8 = 3;
+/// Exit code: the daemon refused the model.
+pub const EXIT_REFUSED: u8 = 4;
 
 /// Why a command failed; its text says what, where, and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +77,7 @@ impl Failure {
         match self {
             Failure::Client(Error::NoDaemon { .. }) => EXIT_NO_DAEMON,
             Failure::Client(Error::Option { .. }) | Failure::Usage(_) => EXIT_USAGE,
+            Failure::Client(Error::Command(refused)) if refused.code == code::REFUSED => EXIT_REFUSED,
             _ => EXIT_FAILED,
         }
     }
@@ -101,10 +106,13 @@ pub fn remedy(outcome: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use inferd_client::control::RpcError;
 
     #[test]
     fn scripts_tell_a_missing_daemon_from_a_refusal_and_from_wrong_arguments() {
         let code = |f: Failure| f.exit_code();
+        let refused = |code| Failure::Client(Error::Command(RpcError::new(code, "no")));
+        assert_eq!((code(refused(code::REFUSED)), code(refused(code::BUSY))), (4, 1));
         assert_eq!(code(Error::NoDaemon { tried: Vec::new() }.into()), 3);
         assert_eq!(code(Error::Option { option: "slots", what: String::new() }.into()), 2);
         assert_eq!(code(Failure::Usage(String::new())), 2);

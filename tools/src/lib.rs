@@ -12,12 +12,17 @@ pub mod array;
 pub mod bench;
 pub mod call;
 pub mod cli;
+pub mod dump;
 pub mod failure;
+pub mod npz;
 pub mod number;
 pub mod out;
+pub mod progress;
 pub mod recording;
+pub mod reload;
 pub mod replay;
 pub mod show;
+pub mod verdict;
 
 use clap::{CommandFactory, Parser};
 use cli::{Cli, Command};
@@ -47,6 +52,7 @@ fn dispatch(cli: &Cli) -> Result<bool, Failure> {
     match &cli.command {
         Command::Bench(args) => bench::run(args, runtime_dir),
         Command::Replay(args) => replay::run(args, runtime_dir),
+        Command::Dump(args) => dump::run(args, runtime_dir).map(|()| true),
         Command::Call(args) => call::run(args, runtime_dir).map(|()| true),
         Command::Completions { shell } => {
             let mut text = Vec::new();

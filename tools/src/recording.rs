@@ -5,9 +5,11 @@
 //! there. A recorder of a recurrent model also wrote its state pairs, which the daemon keeps itself:
 //! so for a stateful model, `in.` and `out.` names beyond the signature are skipped and reported; for
 //! any other model they are typos and refused.
+//!
+//! A file of `inferctl dump` also says how each step ended and whose it was ([`Plan`]).
 
 use crate::array::{Array, ArrayError, Npz, fits};
-use inferd_client::{DType, Signature, TensorSpec};
+use inferd_client::{DType, Signature, Status, TensorSpec};
 use std::path::{Path, PathBuf};
 
 /// What to read from the file.
@@ -32,6 +34,19 @@ pub struct Recording {
     pub resets: Vec<bool>,
     /// Arrays that were left out because the daemon keeps the state.
     pub skipped: Vec<String>,
+    /// What a replay does with each step.
+    pub plan: Vec<Plan>,
+}
+
+/// What a replay does with a recorded step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// Feed it and compare the answer.
+    Compare,
+    /// Feed it: it did not end well when it was recorded, so that there is nothing to compare with.
+    Feed,
+    /// Leave it out: it was never run, or the state that it ran on cannot be reached by a client.
+    Leave,
 }
 
 /// Why a file cannot be fed to a model.
@@ -61,6 +76,15 @@ pub enum RecordingError {
         name: String,
         /// Inputs or outputs of the model.
         known: String,
+    },
+    /// A dump of a recurrent model in the middle of its sessions.
+    #[error(
+        "{path}: no step begins on fresh state, and no client can set the state of another moment; dump again soon after a \
+         reset (or with a larger record_steps), or use the file as a golden pair, which starts from the recorded state"
+    )]
+    NoReset {
+        /// The file.
+        path: PathBuf,
     },
     /// An array of another dtype, shape or number of steps.
     #[error("{path}: array {name:?} {what}")]
@@ -98,7 +122,8 @@ impl Recording {
                 skipped.push(name.clone());
             }
         }
-        let mut recording = Recording { steps: 0, inputs: vec![], outputs: vec![], resets: vec![], skipped };
+        let mut recording =
+            Recording { steps: 0, inputs: vec![], outputs: vec![], resets: vec![], skipped, plan: vec![] };
         for (prefix, tensors) in sides {
             for tensor in tensors {
                 let name = format!("{prefix}{}", tensor.name);
@@ -114,6 +139,25 @@ impl Recording {
         recording.resets = vec![false; recording.steps];
         if names.contains("reset") {
             recording.resets = resets(path, &npz.read("reset")?, recording.steps)?;
+        }
+        let mut per_step = |name: &str, dtype: DType| {
+            let array = if names.contains(name) { npz.read(name)? } else { return Ok(None) };
+            let ours = array.dtype == dtype && array.shape == [recording.steps as u64];
+            Ok::<_, RecordingError>(ours.then_some(array))
+        };
+        let statuses = per_step("status", DType::U32)?.map(|a| numbers(&a));
+        let sessions = per_step("session", DType::U64)?.map(|a| numbers(&a));
+        let dumped = signature.stateful && names.iter().any(|n| n.starts_with("state."));
+        let sessions = sessions.filter(|_| dumped);
+        recording.plan = plan(recording.steps, statuses.as_deref(), sessions.as_deref(), &recording.resets);
+        if wanted == Wanted::InputsAndOutputs && recording.plan.iter().all(|p| *p == Plan::Leave) {
+            let (path, name, what) =
+                (path.to_owned(), "status".to_owned(), "says that no step was ever run".to_owned());
+            return Err(if dumped {
+                RecordingError::NoReset { path }
+            } else {
+                RecordingError::Misfit { path, name, what }
+            });
         }
         Ok(recording)
     }
@@ -155,6 +199,35 @@ fn resets(path: &Path, array: &Array, steps: usize) -> Result<Vec<bool>, Recordi
         return Err(RecordingError::Misfit { path: path.to_owned(), name: "reset".into(), what });
     }
     Ok(array.bytes.iter().map(|b| *b != 0).collect())
+}
+
+/// Whole numbers, whatever their size.
+fn numbers(array: &Array) -> Vec<u64> {
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
+    array.bytes.chunks_exact(array.dtype.size_bytes()).map(number).collect()
+}
+
+/// What to do with each step. `sessions`: only where state is a session's, and steps stand session by session.
+fn plan(steps: usize, statuses: Option<&[u64]>, sessions: Option<&[u64]>, resets: &[bool]) -> Vec<Plan> {
+    const RAN_BADLY: [Option<Status>; 3] = [None, Some(Status::ModelError), Some(Status::WorkerLost)];
+    let status = |step: usize| statuses.map_or(Some(Status::Ok), |s| Status::from_number(s[step] as u32));
+    let mut reachable = sessions.is_none();
+    let one = |step: usize| {
+        if let Some(sessions) = sessions {
+            // The state of a session can be reached from its first reset on.
+            reachable &= step > 0 && sessions[step - 1] == sessions[step];
+            reachable |= resets[step];
+        }
+        let last = sessions.is_none_or(|s| s.get(step + 1) != Some(&s[step]));
+        match status(step) {
+            _ if !reachable => Plan::Leave,
+            Some(Status::Ok) => Plan::Compare,
+            // It moved no state on: with others behind it, a run that ends well now would.
+            bad if last && RAN_BADLY.contains(&bad) => Plan::Feed,
+            _ => Plan::Leave,
+        }
+    };
+    (0..steps).map(one).collect()
 }
 
 fn listed(names: impl Iterator<Item = String>) -> String {
@@ -220,6 +293,48 @@ pub(crate) mod tests {
         arrays[3] = ("reset", DType::Bool, &[2], vec![1, 0]);
         let told = load(&arrays, false, Wanted::Inputs).unwrap_err();
         assert_eq!(told, "r.npz: array \"reset\" is bool[2], expected bool[3]: one mark per step");
+    }
+
+    fn words(values: &[u64], bytes: usize) -> Vec<u8> {
+        values.iter().flat_map(|v| v.to_le_bytes()[..bytes].to_vec()).collect()
+    }
+
+    #[test]
+    fn a_dump_s_steps_that_did_not_end_well_are_fed_and_those_that_never_ran_are_not() {
+        let mut arrays = good();
+        arrays.push(("status", DType::U32, &[3], words(&[1, 3, 0], 4)));
+        let r = load(&arrays, false, Wanted::Inputs).unwrap();
+        assert_eq!(r.plan, [Plan::Compare, Plan::Leave, Plan::Feed]);
+        arrays[3] = ("status", DType::F64, &[3], vec![0; 24]);
+        assert_eq!(load(&arrays, false, Wanted::Inputs).unwrap().plan, [Plan::Compare; 3], "somebody else's array");
+    }
+
+    #[test]
+    fn a_dump_of_a_recurrent_model_is_replayed_from_each_session_s_first_reset_on() {
+        let plan = |sessions: &[u64], statuses: &[u64], resets: &[u8]| {
+            let n: &'static [u64] = Box::leak(Box::new([sessions.len() as u64]));
+            let (obs, act) = (Box::leak(Box::new([n[0], 1, 2])), Box::leak(Box::new([n[0], 1])));
+            let arrays = vec![
+                ("in.obs", DType::F32, &obs[..], vec![0; sessions.len() * 8]),
+                ("out.act/0:0", DType::F32, &act[..], vec![0; sessions.len() * 4]),
+                ("state.h", DType::F32, n, vec![0; sessions.len() * 4]),
+                ("session", DType::U64, n, words(sessions, 8)),
+                ("status", DType::U32, n, words(statuses, 4)),
+                ("reset", DType::Bool, n, resets.to_vec()),
+            ];
+            Ok::<_, String>(load(&arrays, true, Wanted::InputsAndOutputs)?.plan)
+        };
+        use Plan::{Compare, Feed, Leave};
+        let sessions = [4, 4, 4, 7, 7, 7];
+        assert_eq!(
+            plan(&sessions, &[1; 6], &[0, 1, 0, 0, 0, 1]),
+            Ok(vec![Leave, Compare, Compare, Leave, Leave, Compare])
+        );
+        assert_eq!(plan(&sessions, &[4, 1, 0, 5, 1, 1], &[1, 0, 0, 1, 0, 0]), {
+            Ok(vec![Leave, Compare, Feed, Leave, Compare, Compare])
+        });
+        let told = plan(&sessions, &[1; 6], &[0; 6]).unwrap_err();
+        assert!(told.contains("no step begins on fresh state") && told.contains("golden pair"), "{told}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::cli::ReplayArgs;
 use crate::failure::{Failure, remedy};
 use crate::number::element;
 use crate::out::{Column, plain, print, table};
-use crate::recording::{Recording, Wanted};
+use crate::recording::{Plan, Recording, Wanted};
 use inferd_client::{AttachOptions, CallOptions, Queue, Session, Signature};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -44,6 +44,10 @@ pub struct ReplayReport {
     pub file: String,
     /// Steps fed.
     pub steps: usize,
+    /// Steps left out: never run when they were recorded, or on state that no client can set.
+    pub left_out: usize,
+    /// Steps fed and not compared: they did not end well when they were recorded.
+    pub not_compared: usize,
     /// Steps with the reset flag, the first one included.
     pub resets: usize,
     /// Largest difference allowed.
@@ -81,8 +85,10 @@ fn replay(session: &mut Session, recording: &Recording, args: &ReplayArgs) -> Re
     let mut worst: Vec<OutputDifference> = signature.outputs.iter().map(|t| OutputDifference::none(&t.name)).collect();
     let (mut generations, mut resets) = (BTreeMap::new(), 0);
     let timeout = Some(Duration::from_millis(args.timeout_ms));
-    for step in 0..recording.steps {
-        let reset = step == 0 || recording.resets[step];
+    let (mut fed, mut not_compared) = (0, 0);
+    for step in (0..recording.steps).filter(|step| recording.plan[*step] != Plan::Leave) {
+        let reset = fed == 0 || recording.resets[step];
+        fed += 1;
         let options = CallOptions { timeout, reset, observation_id: step as u64, ..CallOptions::default() };
         let inputs: Vec<(usize, &[u8])> =
             recording.inputs.iter().map(|a| Recording::at(a, recording.steps, step)).enumerate().collect();
@@ -94,12 +100,17 @@ fn replay(session: &mut Session, recording: &Recording, args: &ReplayArgs) -> Re
         }
         *generations.entry(info.generation).or_insert(0) += 1;
         resets += usize::from(reset);
-        compare_step(&signature, recording, step, &buffers, args.tol, &mut worst);
+        match recording.plan[step] {
+            Plan::Compare => compare_step(&signature, recording, step, &buffers, args.tol, &mut worst),
+            Plan::Feed | Plan::Leave => not_compared += 1,
+        }
     }
     Ok(ReplayReport {
         model: args.model.clone(),
         file: args.file.display().to_string(),
-        steps: recording.steps,
+        steps: fed,
+        left_out: recording.steps - fed,
+        not_compared,
         resets,
         tolerance: args.tol,
         within: worst.iter().all(|w| w.difference_max <= args.tol),
@@ -164,6 +175,14 @@ fn text(report: &ReplayReport) -> String {
         if report.resets == 1 { "1 reset".to_owned() } else { format!("{} resets", report.resets) },
         generations.join(", "),
     );
+    for (n, why) in [
+        (report.left_out, "left out: they were never run, or on state that no client can set"),
+        (report.not_compared, "not compared: they did not end well when they were recorded"),
+    ] {
+        if n > 0 {
+            out += &format!("{n} steps {why}\n");
+        }
+    }
     if !report.skipped.is_empty() {
         out +=
             &format!("state is kept by the daemon; not fed and not compared: {}\n", plain(&report.skipped.join(", ")));
@@ -215,8 +234,14 @@ mod tests {
         let shape = [(recorded.len() / steps) as u64];
         let signature = Signature { outputs: vec![TensorSpec::new("act", DType::F32, &shape)], ..Signature::default() };
         let array = Array { dtype: DType::F32, shape: vec![steps as u64, shape[0]], bytes: floats(recorded) };
-        let recording =
-            Recording { steps, inputs: vec![], outputs: vec![array], resets: vec![false; steps], skipped: vec![] };
+        let recording = Recording {
+            steps,
+            inputs: vec![],
+            outputs: vec![array],
+            resets: vec![false; steps],
+            skipped: vec![],
+            plan: vec![Plan::Compare; steps],
+        };
         let mut worst = vec![OutputDifference::none("act")];
         for (step, values) in answered.iter().enumerate() {
             compare_step(&signature, &recording, step, &[floats(values)], tolerance, &mut worst);
@@ -246,6 +271,8 @@ mod tests {
             model: "g1_lstm".into(),
             file: "g1-lstm.closedloop.npz".into(),
             steps: 500,
+            left_out: 0,
+            not_compared: 0,
             resets: 1,
             tolerance: 1e-4,
             within: true,

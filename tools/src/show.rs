@@ -2,13 +2,10 @@
 
 use crate::out::{Column, bytes, grouped, nanoseconds, plain, span, table};
 use inferd_client::control::{
-    Done, ModelAnswer, ReloadAnswer, SessionAnswer, StatsAnswer, StatusAnswer, ValidateAnswer, VersionAnswer,
+    Done, ModelAnswer, SessionAnswer, StatsAnswer, StatusAnswer, ValidateAnswer, VersionAnswer,
 };
 use inferd_client::{Backing, Signature, TensorSpec};
 use std::collections::BTreeMap;
-
-/// Digits of a SHA-256 that a table shows.
-const DIGEST_SHOWN: usize = 12;
 
 /// Two columns without a title: what, and its value.
 fn facts(rows: Vec<(&str, String)>) -> String {
@@ -34,6 +31,7 @@ pub fn status(s: &StatusAnswer) -> String {
         ("models", if models.is_empty() { "none".to_owned() } else { models.join(", ") }),
         ("sessions", s.sessions.to_string()),
         ("runtime directory", s.runtime_dir.clone()),
+        ("state directory", s.state_dir.clone().unwrap_or_else(|| "none: no history, no store".to_owned())),
         ("backing", backing.to_owned()),
         ("resident memory", bytes(s.rss_bytes)),
     ])
@@ -63,7 +61,10 @@ pub fn models(models: &[ModelAnswer]) -> String {
             m.model.clone(),
             m.state.clone(),
             m.generation.to_string(),
-            or_dash(m.kept_generation.map(|g| g.to_string())),
+            or_dash(
+                m.kept_generation
+                    .map(|g| g.to_string() + if m.kept.as_deref() == Some("disk") { " (disk)" } else { "" }),
+            ),
             m.backend.clone(),
             m.queue.name().to_owned(),
             m.sessions.to_string(),
@@ -84,13 +85,21 @@ pub fn models(models: &[ModelAnswer]) -> String {
 /// What an operator should know beyond the line of the table.
 fn notes(m: &ModelAnswer) -> Vec<String> {
     let live = m.live_path.iter().map(|p| format!("serves {p}, the configuration says {}", m.path));
-    m.message.iter().cloned().chain(live).chain(m.warnings.iter().map(|w| format!("warning: {w}"))).collect()
+    let drift = m.drift.iter().cloned();
+    m.message
+        .iter()
+        .cloned()
+        .chain(live)
+        .chain(drift)
+        .chain(m.warnings.iter().map(|w| format!("warning: {w}")))
+        .collect()
 }
 
 /// One model, with everything.
 #[must_use]
 pub fn model(m: &ModelAnswer) -> String {
-    let kept = m.kept_generation.map_or(String::new(), |g| format!(" (generation {g} kept for rollback)"));
+    let how = if m.kept.as_deref() == Some("disk") { " on disk" } else { "" };
+    let kept = m.kept_generation.map_or(String::new(), |g| format!(" (generation {g} kept{how} for rollback)"));
     let worker = m.worker_pid.map_or("none".to_owned(), |pid| format!("pid {pid}, {}", bytes(m.worker_rss_bytes)));
     let mut rows = vec![
         ("model", m.model.clone()),
@@ -225,27 +234,6 @@ pub fn stats(stats: &StatsAnswer) -> String {
     }
     let slept: Vec<String> = stats.iter().map(|(model, s)| format!("{} {}", plain(model), grouped(s.sleeps))).collect();
     out + &format!("\ntimes that the executor slept: {}\n", slept.join(", "))
-}
-
-/// What a reload or a rollback did.
-#[must_use]
-pub fn reload(r: &ReloadAnswer) -> String {
-    let state = match r.state.as_str() {
-        "carried" => "state carried over",
-        "reset" => "state reset",
-        "none" => "no state",
-        other => other,
-    };
-    format!(
-        "{}: generation {} -> {} (sha256 {}), loaded and warm in {:.1} ms, swapped in {:.1} us, {}\n",
-        plain(&r.model),
-        r.from_generation,
-        r.to_generation,
-        plain(&r.sha256.chars().take(DIGEST_SHOWN).collect::<String>()),
-        r.load_ms,
-        r.swap_us,
-        plain(state),
-    )
 }
 
 /// What a validation found.

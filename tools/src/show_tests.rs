@@ -70,7 +70,7 @@ fn one_model_shows_its_signature() {
 }
 
 #[test]
-fn status_says_it_in_nine_lines() {
+fn status_says_it_in_ten_lines() {
     let s = StatusAnswer {
         state: "ready".into(),
         pid: 4700,
@@ -100,7 +100,7 @@ fn stats_show_stages_and_outcomes() {
 }
 
 #[test]
-fn sessions_limits_and_reloads_read_well() {
+fn sessions_and_limits_read_well() {
     let session = SessionAnswer {
         session: 12,
         model: "go2".into(),
@@ -111,30 +111,8 @@ fn sessions_limits_and_reloads_read_well() {
         region_bytes: 20_480,
         age_s: 75.2,
     };
-    let reloaded = ReloadAnswer {
-        model: "go2".into(),
-        from_generation: 1,
-        to_generation: 2,
-        sha256: go2().sha256,
-        load_ms: 83.21,
-        swap_us: 41.96,
-        state: "none".into(),
-        verdict: Verdict {
-            accepted: true,
-            live: true,
-            reasons: vec![],
-            shadow: None,
-            golden_difference_max: None,
-            run_us_p50: 11.2,
-            load_ms: 60.0,
-            warm_up_ms: 23.21,
-            warm_up_runs: 100,
-            state: "none".into(),
-        },
-        gap_us: vec![],
-    };
     let limit = BTreeMap::from([("ATTACH_GRACE_MS".to_owned(), 2_000), ("TENSOR_BYTES_MAX".to_owned(), 1 << 30)]);
-    let text = [sessions(&[session]), limits(&limit), reload(&reloaded)].join("\n");
+    let text = [sessions(&[session]), limits(&limit)].join("\n");
     assert_eq!(text, include_str!("../testdata/lists.txt"), "\n{text}");
     assert_eq!(sessions(&[]), "no sessions\n");
 }
