@@ -2,13 +2,16 @@
 //!
 //! A recording is an npz file with `in.<input>` and `out.<output>`, each with a leading step axis, and
 //! optionally `reset` (bool per step); other arrays are ignored. State inputs are left to the model: it
-//! starts from zeros, and its state is fed back from step to step. Values are compared after
-//! everything that the manifest asks for, as a client would see them; a recorded state output too.
+//! starts from zeros, and its state is fed back from step to step. What `inferctl dump` saved also has
+//! `state.<input>`, the state that each step began with, which is used then, and `status`: steps that did
+//! not end in `ok` are left out. Values are compared after everything that the manifest asks for, as a
+//! client would see them; a recorded state output too.
 
 use crate::files::FileSource;
 use crate::policy::Policy;
 use crate::{Fault, ModelError};
 use half::{bf16, f16};
+use inferd_ipc::layout::Status;
 use inferd_ipc::limits::{GOLDEN_PAIRS_MAX, TENSOR_BYTES_MAX};
 use inferd_ipc::signature::{DType, TensorSpec};
 use inferd_ipc::worker_records::{GoldenPair, ModelSpec};
@@ -47,6 +50,10 @@ pub struct Recording {
     pub outputs: BTreeMap<String, Array>,
     /// Steps before which the state is zeroed; empty for none.
     pub reset: Vec<bool>,
+    /// `state.<name>`, by name: the state that each step began with.
+    pub states: BTreeMap<String, Array>,
+    /// Whether a step ended in `ok`; empty where the recording does not say.
+    pub ok: Vec<bool>,
 }
 
 impl Recording {
@@ -63,13 +70,21 @@ impl Recording {
         let mut steps = None;
         for array_name in names {
             let (input, output) = (array_name.strip_prefix("in."), array_name.strip_prefix("out."));
-            if input.is_none() && output.is_none() && array_name != "reset" {
+            let state = array_name.strip_prefix("state.");
+            let tensor = input.or(output).or(state);
+            if tensor.is_none() && !["reset", "status"].contains(&array_name.as_str()) {
                 continue;
             }
             let entry =
                 archive.by_name(&format!("{array_name}.npy")).map_err(|e| fault(format!("{array_name}: {e}")))?;
             let file = NpyFile::new(entry).map_err(|e| fault(format!("{array_name}: {e}")))?;
-            let array = read_array(file).map_err(|what| fault(format!("{array_name}: {what}")))?;
+            let read = read_array(file);
+            // Only a dump's: other recordings may mean something else by the name.
+            let is_dumps = |a: &Array| a.dtype == DType::U32 && a.shape.len() == 1;
+            if array_name == "status" && !read.as_ref().is_ok_and(is_dumps) {
+                continue;
+            }
+            let array = read.map_err(|what| fault(format!("{array_name}: {what}")))?;
             let Some(count) = array.shape.first().copied() else {
                 return Err(fault(format!("{array_name} has no step axis")));
             };
@@ -80,6 +95,11 @@ impl Recording {
                 recording.inputs.insert(input.to_owned(), array);
             } else if let Some(output) = output {
                 recording.outputs.insert(output.to_owned(), array);
+            } else if let Some(state) = state {
+                recording.states.insert(state.to_owned(), array);
+            } else if array_name == "status" {
+                let ok = |step| element(array.dtype, array.step(step), 0) == f64::from(Status::Ok as u32);
+                recording.ok = (0..count as usize).map(ok).collect();
             } else {
                 recording.reset = array.bytes.iter().map(|b| *b != 0).collect();
             }
@@ -90,6 +110,9 @@ impl Recording {
         }
         if !recording.reset.is_empty() && recording.reset.len() != recording.steps {
             return Err(fault("reset is not one bool per step".into()));
+        }
+        if !recording.ok.is_empty() && !recording.ok.contains(&true) {
+            return Err(fault("has no step that ended in ok".into()));
         }
         Ok(recording)
     }
@@ -207,9 +230,13 @@ fn replay(policy: &mut Policy, pair: &GoldenPair, recording: &Recording) -> Resu
     let compared = match_tensors(policy, pair, recording)?;
     let states = policy.state_offsets().len();
     let input_names: Vec<String> = policy.signature().inputs.iter().map(|t| t.name.clone()).collect();
+    let recorded_states = recorded_states(policy, pair, recording)?;
     let mut worst = 0.0f64;
-    for step in 0..recording.steps {
-        if step == 0 || recording.reset.get(step) == Some(&true) {
+    for step in (0..recording.steps).filter(|step| recording.ok.get(*step) != Some(&false)) {
+        for (k, state) in recorded_states.iter().enumerate() {
+            policy.state_in_mut(k).copy_from_slice(state.step(step));
+        }
+        if recorded_states.is_empty() && (step == 0 || recording.reset.get(step) == Some(&true)) {
             (0..states).for_each(|k| policy.state_in_mut(k).fill(0));
         }
         for (i, name) in input_names.iter().enumerate() {
@@ -290,6 +317,25 @@ fn match_tensors(
         }
     }
     Ok(compared)
+}
+
+/// The recorded state of every state input, or nothing where the recording has none.
+fn recorded_states<'a>(
+    policy: &Policy,
+    pair: &GoldenPair,
+    recording: &'a Recording,
+) -> Result<Vec<&'a Array>, ModelError> {
+    if recording.states.is_empty() {
+        return Ok(Vec::new());
+    }
+    let of = |tensor: &TensorSpec| {
+        let array = recording.states.get(&tensor.name);
+        array.filter(|a| a.dtype == tensor.dtype && a.shape[1..] == tensor.shape).ok_or_else(|| {
+            let what = format!("has no state.{} that fits {tensor}", tensor.name);
+            bad(&pair.file, what, "dump it again from this model, or remove its state arrays")
+        })
+    };
+    policy.record_layout().states.iter().map(of).collect()
 }
 
 fn bad(file: &str, what: String, remedy: &str) -> ModelError {
