@@ -10,7 +10,9 @@ use crate::model::Model;
 use crate::places;
 use crate::process::{self, Footprint};
 use crate::within;
-use inferd_ipc::control::{Command as Rpc, ModelAnswer, Reload, ReloadAnswer, RpcError, SessionAnswer, StatusAnswer};
+use inferd_ipc::control::{
+    Command as Rpc, HistoryEntry, ModelAnswer, Reload, ReloadAnswer, RpcError, SessionAnswer, StatusAnswer,
+};
 use inferd_ipc::layout::Backing;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -136,6 +138,12 @@ impl Daemon {
         self.dir().join("run")
     }
 
+    /// Where its store and its history are.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir().join("state")
+    }
+
     /// Its configuration file.
     #[must_use]
     pub fn config_file(&self) -> PathBuf {
@@ -180,6 +188,8 @@ impl Daemon {
             }
         };
         command.env_remove("INFERD_RUNTIME_DIR").env_remove("RUNTIME_DIRECTORY").env_remove("NOTIFY_SOCKET");
+        // A history of its own: a daemon of another test must not be taken up again.
+        command.env("STATE_DIRECTORY", self.state_dir());
         command.envs(self.config.env.iter().map(|(k, v)| (k, v)));
         command.stdin(Stdio::null());
         command
@@ -323,6 +333,15 @@ impl Daemon {
     pub fn reload_from(&self, name: &str, path: &Path) -> Result<ReloadAnswer, RpcError> {
         let path = Some(path.display().to_string());
         self.rpc(&Rpc::Reload(Reload { model: name.to_owned(), path, ..Reload::default() }))
+    }
+
+    /// Every generation of a model, newest first.
+    ///
+    /// # Panics
+    /// When the daemon refuses to say.
+    #[must_use]
+    pub fn history(&self, name: &str) -> Vec<HistoryEntry> {
+        self.rpc(&Rpc::History { model: name.to_owned() }).expect("history")
     }
 
     /// Waits until a model is in this state.
