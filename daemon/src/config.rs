@@ -5,6 +5,7 @@
 //! stand in one file only. Whether the files of models exist is asked by [`Config::check`], because a
 //! missing model fails that model, not the daemon's configuration.
 
+mod change;
 mod diff;
 mod error;
 mod files;
@@ -13,6 +14,8 @@ mod sections;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use change::check as check_shadow;
+pub use change::{GateConfig, KeepPrevious, RecordConfig};
 pub use diff::{Diff, ModelChange};
 pub use error::{ConfigError, ConfigErrors, Place};
 pub use files::config_file;
@@ -31,6 +34,8 @@ pub struct Overrides {
     pub runtime_dir: Option<PathBuf>,
     /// `--worker-dir`.
     pub worker_dir: Option<PathBuf>,
+    /// `--state-dir`.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// The whole configuration.
@@ -57,6 +62,12 @@ pub struct DaemonConfig {
     pub runtime_dir: Option<PathBuf>,
     /// Directory of the worker binaries, if the command line or a file names one; see `paths::worker_dir`.
     pub worker_dir: Option<PathBuf>,
+    /// Directory of store and history, if the command line or a file names one; see `paths::state_dir`.
+    pub state_dir: Option<PathBuf>,
+    /// Bytes that the store may hold.
+    pub store_bytes: u64,
+    /// Generations of one model that the store may hold.
+    pub store_generations: usize,
     /// Draining ends after this time.
     pub drain_ms: u64,
     /// Mode and group of `attach.sock`.
@@ -111,7 +122,7 @@ pub struct QuotaConfig {
 }
 
 /// `[models.NAME]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// Name.
     pub name: String,
@@ -137,8 +148,14 @@ pub struct ModelConfig {
     pub load_ms: u64,
     /// Whether the daemon is ready without it.
     pub optional: bool,
-    /// Whether the previous generation's worker is kept for `rollback`.
-    pub keep_previous: bool,
+    /// What is kept of the previous generation, for `rollback`.
+    pub keep_previous: KeepPrevious,
+    /// What a new generation must show before it serves.
+    pub gate: GateConfig,
+    /// What is recorded of its steps.
+    pub record: RecordConfig,
+    /// Whether a changed file is a reload.
+    pub watch: bool,
     /// Options of the backend; they win over the manifest's.
     pub options: BTreeMap<String, String>,
 }
@@ -160,7 +177,10 @@ impl ModelConfig {
             max_run_ms: limits::RUN_MS_DEFAULT,
             load_ms: limits::LOAD_MS_DEFAULT,
             optional: false,
-            keep_previous: true,
+            keep_previous: KeepPrevious::Alive,
+            gate: GateConfig::default(),
+            record: RecordConfig::default(),
+            watch: false,
             options: BTreeMap::new(),
         }
     }
@@ -174,6 +194,9 @@ impl Default for Config {
             daemon: DaemonConfig {
                 runtime_dir: None,
                 worker_dir: None,
+                state_dir: None,
+                store_bytes: limits::STORE_BYTES_DEFAULT,
+                store_generations: limits::STORE_GENERATIONS_DEFAULT,
                 drain_ms: limits::DRAIN_MS_DEFAULT,
                 attach_socket: socket(),
                 control_socket: socket(),
@@ -215,6 +238,9 @@ impl Config {
         }
         if let Some(dir) = overrides.worker_dir.clone().or_else(|| variable("INFERD_WORKER_DIR")) {
             config.daemon.worker_dir = Some(dir);
+        }
+        if let Some(dir) = overrides.state_dir.clone() {
+            config.daemon.state_dir = Some(dir);
         }
         ConfigErrors::check(errors)?;
         Ok(config)

@@ -8,4 +8,5 @@ pub mod manifest;
 pub mod paths;
 pub mod rpc;
 pub mod staging;
+pub mod store;
 pub mod supervisor;

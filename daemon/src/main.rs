@@ -28,6 +28,9 @@ struct Arguments {
     /// Directory of the worker binaries
     #[arg(long, value_name = "DIR")]
     worker_dir: Option<PathBuf>,
+    /// Directory of stored generations and their history
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// What to log: a level, or targets with levels ("info,inferd=debug")
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -46,8 +49,8 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: Arguments) -> Result<(), String> {
-    let Arguments { config: config_path, check_config, runtime_dir, worker_dir, log } = arguments;
-    let overrides = Overrides { runtime_dir, worker_dir };
+    let Arguments { config: config_path, check_config, runtime_dir, worker_dir, state_dir, log } = arguments;
+    let overrides = Overrides { runtime_dir, worker_dir, state_dir };
     let config = Config::load(config_path.as_deref(), &overrides).map_err(|errors| message(&errors))?;
     if check_config {
         config.check().map_err(|errors| message(&errors))?;

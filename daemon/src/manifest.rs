@@ -100,6 +100,8 @@ pub struct ModelSource {
     pub manifest: Manifest,
     /// Path of the manifest, if there is one.
     pub manifest_path: Option<PathBuf>,
+    /// Its text, as it was parsed.
+    pub manifest_text: Option<String>,
     /// Absolute path of the model file; none for backends without one.
     pub file: Option<PathBuf>,
     /// Whether the operator named the model file itself; its path may then be a link to anywhere.
@@ -219,13 +221,15 @@ fn from_folder(folder: &Path) -> Result<ModelSource, ConfigErrors> {
         let what = format!("the folder {} holds no {MANIFEST}", folder.display());
         return Err(ConfigError::nowhere(what, "name the model file itself, or write a manifest that names it").into());
     }
-    let manifest = Manifest::read(&path)?;
+    let document = Document::read(&path)?;
+    let manifest = Manifest::parse(&document)?;
     let file_name = manifest.file.clone().unwrap_or_default();
     Ok(ModelSource {
         file: manifest.file.as_ref().map(|f| folder.join(f)),
         file_named: false,
         manifest,
         manifest_path: Some(path),
+        manifest_text: Some(document.text().to_owned()),
         folder: folder.to_owned(),
         file_name,
         backend: String::new(),
@@ -245,6 +249,7 @@ fn from_file(file: &Path) -> Result<ModelSource, ConfigErrors> {
     let mut source = ModelSource {
         manifest: Manifest::default(),
         manifest_path: None,
+        manifest_text: None,
         file: Some(file.to_owned()),
         file_named: true,
         folder: folder.to_owned(),
@@ -265,6 +270,7 @@ fn from_file(file: &Path) -> Result<ModelSource, ConfigErrors> {
         ConfigErrors::check(errors)?;
         source.manifest = manifest;
         source.manifest_path = Some(path);
+        source.manifest_text = Some(document.text().to_owned());
     }
     Ok(source)
 }

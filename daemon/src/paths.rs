@@ -71,17 +71,33 @@ pub fn runtime_dir(configured: Option<&Path>) -> Result<RuntimePaths, ConfigErro
 }
 
 fn choose_runtime_dir(configured: Option<&Path>, variable: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
-    // systemd separates several directories by colons; ours is the first.
-    let first = |dirs: PathBuf| {
-        let text = dirs.to_string_lossy().into_owned();
-        PathBuf::from(text.split(':').next().unwrap_or_default())
-    };
     configured
         .map(Path::to_path_buf)
         .or_else(|| variable("INFERD_RUNTIME_DIR"))
         .or_else(|| variable("RUNTIME_DIRECTORY").map(first))
         .or_else(|| variable("XDG_RUNTIME_DIR").map(|dir| dir.join("inferd")))
         .unwrap_or_else(|| PathBuf::from("/run/inferd"))
+}
+
+/// The state directory: the configured one (`DaemonConfig::state_dir`, which holds the command line's), else
+/// `$STATE_DIRECTORY` (systemd), `$XDG_STATE_HOME/inferd`, `/var/lib/inferd`.
+#[must_use]
+pub fn state_dir(configured: Option<&Path>) -> PathBuf {
+    choose_state_dir(configured, variable)
+}
+
+fn choose_state_dir(configured: Option<&Path>, variable: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
+    configured
+        .map(Path::to_path_buf)
+        .or_else(|| variable("STATE_DIRECTORY").map(first))
+        .or_else(|| variable("XDG_STATE_HOME").map(|dir| dir.join("inferd")))
+        .unwrap_or_else(|| PathBuf::from("/var/lib/inferd"))
+}
+
+/// systemd separates several directories by colons; ours is the first.
+fn first(dirs: PathBuf) -> PathBuf {
+    let text = dirs.to_string_lossy().into_owned();
+    PathBuf::from(text.split(':').next().unwrap_or_default())
 }
 
 /// Creates the runtime directory, or checks the one that is there. `shared`: other users connect to the sockets
@@ -178,6 +194,16 @@ mod tests {
         let user = |name: &str| (name == "XDG_RUNTIME_DIR").then(|| PathBuf::from("/run/user/7"));
         assert_eq!(choose_runtime_dir(None, user), Path::new("/run/user/7/inferd"));
         assert_eq!(choose_runtime_dir(None, |_: &str| None), Path::new("/run/inferd"));
+    }
+
+    #[test]
+    fn the_state_directory_is_the_first_that_is_named() {
+        let env = |name: &str| (name == "STATE_DIRECTORY").then(|| PathBuf::from("/var/lib/inferd:/var/lib/other"));
+        assert_eq!(choose_state_dir(Some(Path::new("/a")), env), Path::new("/a"));
+        assert_eq!(choose_state_dir(None, env), Path::new("/var/lib/inferd"));
+        let user = |name: &str| (name == "XDG_STATE_HOME").then(|| PathBuf::from("/home/a/.local/state"));
+        assert_eq!(choose_state_dir(None, user), Path::new("/home/a/.local/state/inferd"));
+        assert_eq!(choose_state_dir(None, |_: &str| None), Path::new("/var/lib/inferd"));
     }
 
     #[test]

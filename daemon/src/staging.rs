@@ -187,6 +187,22 @@ fn serve(waiting: &Mutex<Receiver<Job>>, finished: &Sender<StageDone>, wake: &Ev
     }
 }
 
+/// Hashes one file on the calling thread, without a copy.
+///
+/// # Errors
+/// [`StageError`].
+pub fn hash(file: &StageFile) -> Result<String, StageError> {
+    copy::hash(&mut open::file(file)?)
+}
+
+/// A short text in memory, as a file that nobody can change any more.
+///
+/// # Errors
+/// [`StageError`].
+pub fn text_into_memory(name: &str, text: &str) -> Result<std::os::fd::OwnedFd, StageError> {
+    copy::text(name, text)
+}
+
 /// Stages one file on the calling thread.
 ///
 /// # Errors

@@ -21,8 +21,9 @@ const RUNNING: usize = 128;
 const RUNNING_REQUEST: usize = RUNNING + 8;
 const RUNNING_SINCE: usize = RUNNING + 16;
 const RUNNING_STEPS: usize = RUNNING + 24;
-/// Ticket that the worker of this entry has taken over with.
+/// Ticket that the worker of this entry has taken over with, and when.
 const TAKEN: usize = 256;
+const TAKEN_AT: usize = TAKEN + 8;
 
 /// Bytes of a baton.
 pub const BATON_BYTES: u64 = ((ENTRIES + BATON_ENTRIES * ENTRY_BYTES) as u64).next_multiple_of(4096);
@@ -106,7 +107,16 @@ impl Baton {
 
     /// Worker: has taken over.
     pub fn take(&self, entry: u32, ticket: u64) {
-        self.mem.word(Self::entry(entry) + TAKEN).store(ticket, Ordering::Release);
+        let at = Self::entry(entry);
+        self.mem.word(at + TAKEN_AT).store(clock_ns(), Ordering::Relaxed);
+        // Release: who sees the ticket sees the time.
+        self.mem.word(at + TAKEN).store(ticket, Ordering::Release);
+    }
+
+    /// CLOCK_MONOTONIC nanoseconds when the worker of this entry took over; 0 before.
+    #[must_use]
+    pub fn taken_at_ns(&self, entry: u32) -> u64 {
+        self.mem.word(Self::entry(entry) + TAKEN_AT).load(Ordering::Relaxed)
     }
 
     /// The ticket that the worker of this entry took over with last.
@@ -154,10 +164,21 @@ impl Baton {
     /// Supervisor: clears an entry whose worker is gone for certain, for the next one.
     pub fn clear(&self, entry: u32) {
         let at = Self::entry(entry);
-        for word in [RELEASED, RUNNING, RUNNING_REQUEST, RUNNING_SINCE, RUNNING_STEPS, TAKEN] {
+        for word in [RELEASED, RUNNING, RUNNING_REQUEST, RUNNING_SINCE, RUNNING_STEPS, TAKEN, TAKEN_AT] {
             self.mem.word(at + word).store(0, Ordering::Release);
         }
     }
+}
+
+#[cfg(not(loom))]
+fn clock_ns() -> u64 {
+    crate::sys::now_ns()
+}
+
+/// Time stands still in a model of the orderings.
+#[cfg(loom)]
+fn clock_ns() -> u64 {
+    1
 }
 
 /// Creates and maps a baton.

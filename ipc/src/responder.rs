@@ -128,6 +128,26 @@ pub struct Responder {
     last_flags: u32,
 }
 
+/// When the newest published reply of this generation was done, for whoever reads a session's replies from beside: CLOCK_MONOTONIC
+/// nanoseconds; none where no reply of it stands there any more.
+#[must_use]
+pub fn last_done_ns(reply: &Mem, geometry: &Geometry, generation: u32) -> Option<u64> {
+    let done = |slot: u64| {
+        let at = geometry.reply_slot(slot);
+        let seq = reply.word(at);
+        // Acquire: pairs with the Release in publish. The slot may be written again meanwhile: then it is newer than
+        // what is looked for, and left out.
+        let before = seq.load(Ordering::Acquire);
+        let mut bytes = [0; HEADER_BYTES];
+        reply.copy_out(at, &mut bytes);
+        fence(Ordering::Acquire);
+        let header = ReplyHeader::read_from_bytes(&bytes).unwrap_or_default();
+        let whole = before != 0 && seq.load(Ordering::Relaxed) == before;
+        (whole && header.generation == generation).then_some(header.t_done_ns)
+    };
+    (0..geometry.reply_count()).filter_map(done).max()
+}
+
 impl Responder {
     /// Uses mapped regions, and rebuilds the cursors from the replies that stand there.
     ///

@@ -66,6 +66,8 @@ fn needs_worker(old: &ModelConfig, new: &ModelConfig) -> bool {
     old.load_ms = new.load_ms;
     old.optional = new.optional;
     old.keep_previous = new.keep_previous;
+    old.gate = new.gate.clone();
+    old.watch = new.watch;
     old != *new
 }
 
@@ -74,6 +76,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let changes = [
         ("daemon.runtime_dir", a.runtime_dir != b.runtime_dir),
         ("daemon.worker_dir", a.worker_dir != b.worker_dir),
+        ("daemon.state_dir", a.state_dir != b.state_dir),
         ("daemon.attach_mode, daemon.attach_group", a.attach_socket != b.attach_socket),
         ("daemon.control_mode, daemon.control_group", a.control_socket != b.control_socket),
         ("ipc.backing", old.ipc.backing != new.ipc.backing),

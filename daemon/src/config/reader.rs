@@ -69,6 +69,12 @@ impl Document {
         &self.file
     }
 
+    /// The whole text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Where a range of bytes begins.
     #[must_use]
     pub fn place(&self, span: &Range<usize>) -> Place {

@@ -2,7 +2,7 @@
 
 use super::error::ConfigError;
 use super::reader::{Document, Section, option_text};
-use super::{Config, ModelConfig, SocketConfig, SocketGroup, is_backend_name};
+use super::{Config, ModelConfig, SocketConfig, SocketGroup, change, is_backend_name};
 use inferd_ipc::attach::is_model_name;
 use inferd_ipc::layout::{Backing, Queue};
 use inferd_ipc::limits;
@@ -68,6 +68,12 @@ impl Reading {
         if let Some(dir) = absolute(&mut s, "worker_dir", errors) {
             d.worker_dir = Some(dir);
         }
+        if let Some(dir) = absolute(&mut s, "state_dir", errors) {
+            d.state_dir = Some(dir);
+        }
+        set(&mut d.store_bytes, s.count("store_bytes", 0, limits::STORE_BYTES_MAX, errors));
+        let generations = s.count("store_generations", 0, limits::STORE_GENERATIONS_MAX as u64, errors);
+        set(&mut d.store_generations, generations.map(|v| v as usize));
         set(&mut d.drain_ms, s.count("drain_ms", 0, limits::DRAIN_MS_MAX, errors));
         set(&mut d.allow_unmapped_uids, s.plain("allow_unmapped_uids", "true or false", errors));
         socket(&mut s, ("attach_mode", "attach_group"), &mut d.attach_socket, &mut self.attach_group_named, errors);
@@ -151,7 +157,10 @@ fn model(name: &str, s: &mut Section<'_>, errors: &mut Vec<ConfigError>) -> Mode
     set(&mut model.max_run_ms, s.count("max_run_ms", 1, limits::RUN_MS_MAX, errors));
     set(&mut model.load_ms, s.count("load_ms", 1, limits::LOAD_MS_MAX, errors));
     set(&mut model.optional, s.plain("optional", "true or false", errors));
-    set(&mut model.keep_previous, s.plain("keep_previous", "true or false", errors));
+    set(&mut model.keep_previous, change::keep_previous(s, errors));
+    model.record = change::record(s, errors);
+    set(&mut model.watch, s.plain("watch", "true or false", errors));
+    model.gate = change::gate(s, errors);
     if let Some(section) = s.section("options", errors) {
         model.options = options(section, errors);
     }

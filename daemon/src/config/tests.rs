@@ -49,7 +49,7 @@ fn the_documented_example_is_read_as_it_says() {
     let m = &config.models["go2"];
     assert_eq!((m.slots, m.queue, m.cpu, m.spin_us), (8, Queue::Latest, Some(cpu), 20));
     assert_eq!((m.scheduling, m.max_run_ms, m.load_ms), (Scheduling::Fifo(80), 100, 5));
-    assert!(m.optional && !m.keep_previous);
+    assert!(m.optional && m.keep_previous == KeepPrevious::No);
     let options: Vec<_> = m.options.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(options, ["factor=0.5", "fast=true", "name=x", "threads=2"]);
 }
@@ -181,7 +181,7 @@ fn a_file_asked_for_by_name_must_be_there_and_be_text() {
 #[test]
 fn the_command_line_wins_over_the_files() {
     let dir = folder("[daemon]\nruntime_dir = \"/a\"\nworker_dir = \"/w\"\n", &[]);
-    let overrides = Overrides { runtime_dir: Some("/b".into()), worker_dir: None };
+    let overrides = Overrides { runtime_dir: Some("/b".into()), worker_dir: None, state_dir: None };
     let config = Config::load(Some(&dir.path().join("inferd.toml")), &overrides).expect("sound");
     assert_eq!(config.daemon.runtime_dir.as_deref(), Some(Path::new("/b")));
     assert!(config.daemon.worker_dir.is_some());

@@ -95,6 +95,7 @@ fn the_order_of_the_tables_is_the_order_of_the_tensors_where_the_file_has_none()
     let source = |backend: &str| ModelSource {
         manifest: parse(text).expect("sound"),
         manifest_path: None,
+        manifest_text: None,
         file: None,
         file_named: false,
         folder: "/m".into(),

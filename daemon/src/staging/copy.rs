@@ -50,6 +50,32 @@ pub(super) fn into_memory(from: &mut File, name: &str, cancelled: &AtomicBool) -
     Ok(Staged { fd: seal(to.into())?, sha256, bytes })
 }
 
+/// A text as a sealed memfd.
+pub(super) fn text(name: &str, text: &str) -> Result<OwnedFd, StageError> {
+    let mut to = File::from(memory(name, true)?);
+    to.write_all(text.as_bytes()).map_err(|e| full(errno_of(&e), text.len() as u64, "write"))?;
+    seal(to.into())
+}
+
+/// The hash of a file that must not change meanwhile.
+pub(super) fn hash(from: &mut File) -> Result<String, StageError> {
+    let stat = |from: &File| fstat(from).map_err(|errno| StageError::System { doing: "fstat", errno });
+    let before = stat(from)?;
+    let (mut chunk, mut hash) = (vec![0; CHUNK_BYTES], Sha256::new());
+    loop {
+        match from.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(got) => hash.update(&chunk[..got]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(StageError::System { doing: "read", errno: errno_of(&e) }),
+        }
+    }
+    if stamp(&before) != stamp(&stat(from)?) {
+        return Err(StageError::Changed);
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
 /// What changes with the contents. ctime cannot be set back.
 fn stamp(meta: &FileStat) -> [i64; 5] {
     [meta.st_size, meta.st_mtime, meta.st_mtime_nsec, meta.st_ctime, meta.st_ctime_nsec]

@@ -5,19 +5,22 @@
 //! long ones are answered from where they end.
 
 use super::control::Asker;
+use super::gate::Gate;
+use super::history::Cause;
 use super::models::Model;
-use super::operations::{Kind, Operation};
+use super::operations::{Kind, Operation, Order};
 use super::{Phase, Supervisor, Timer};
-use crate::config::{ModelConfig, is_backend_name};
+use crate::config::{KeepPrevious, ModelConfig, is_backend_name};
 use inferd_ipc::attach::is_model_name;
-use inferd_ipc::control::{Command, Done, ModelAnswer, SessionAnswer, StatsAnswer, StatusAnswer, VersionAnswer, code};
+use inferd_ipc::control::{
+    Command, Done, ModelAnswer, Reload, SessionAnswer, StatsAnswer, StatusAnswer, VersionAnswer, code,
+};
 use inferd_ipc::layout::{ABI_MAJOR, ABI_MINOR};
 use inferd_ipc::limits;
 use inferd_ipc::worker_records::{ToWorker, WorkerStats};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// Workers must send their counters within this time.
 const STATS_MS: u64 = 1_000;
@@ -32,14 +35,14 @@ pub(super) struct StatsQuery {
 }
 
 fn is_mutating(command: &Command) -> bool {
-    use Command::{Disconnect, Drain, Load, Log, Reload, Rollback, Unload, Validate};
+    use Command::{Disconnect, Drain, Load, Log, Rollback, Unload, Validate};
     matches!(
         command,
         Disconnect { .. }
             | Drain {}
             | Load { .. }
             | Log { .. }
-            | Reload(_)
+            | Command::Reload(_)
             | Rollback { .. }
             | Unload { .. }
             | Validate { .. }
@@ -57,10 +60,7 @@ impl Supervisor {
         }
         match command {
             Command::Status {} => self.answer(&asker, &self.status_answer()),
-            Command::Models {} => {
-                let answers: Vec<_> = self.models.keys().map(|id| self.model_answer(*id)).collect();
-                self.answer(&asker, &answers);
-            }
+            Command::Models {} => self.begin_models(asker),
             Command::Sessions {} => self.answer(&asker, &self.session_answers()),
             Command::Limits {} => {
                 let table: BTreeMap<_, _> = limits::TABLE.iter().map(|l| (l.name.to_lowercase(), l.value)).collect();
@@ -69,12 +69,10 @@ impl Supervisor {
             Command::Stats { model } => self.begin_stats(asker, model.as_deref()),
             Command::Load { model, path, backend } => self.load(asker, &model, &path, backend),
             Command::Unload { model } => self.unload(&asker, &model),
-            Command::Reload(asked) => self.reload(asker, &asked.model, asked.path.map(PathBuf::from)),
+            Command::Reload(asked) => self.reload(asker, &asked),
             Command::Rollback { model } => self.rollback(asker, &model),
-            Command::History { model } | Command::Dump { model, .. } => {
-                let what = format!("nothing of model {model} was written down");
-                self.refuse(&asker, code::NOT_FOUND, &what);
-            }
+            Command::History { model } => self.history(&asker, &model),
+            Command::Dump { model, session } => self.dump(&asker, &model, session),
             Command::Validate { path, backend } => self.validate(asker, &path, backend),
             Command::Disconnect { session } => self.disconnect(&asker, session),
             Command::Drain {} => {
@@ -90,9 +88,7 @@ impl Supervisor {
     /// The model of that name, if nothing else is done with it at the moment; else the asker has been told.
     fn idle_model(&mut self, asker: &Asker, name: &str) -> Option<u64> {
         let Some(id) = self.model_id(name) else {
-            let names: Vec<&str> = self.models.values().map(|model| model.name.as_str()).collect();
-            let what = format!("no model {name:?}; this daemon serves: {}", names.join(", "));
-            self.refuse(asker, code::NOT_FOUND, &what);
+            self.no_model(asker, name);
             return None;
         };
         let busy = self.models.get(&id).and_then(|model| model.operation.as_ref()).map(|operation| operation.kind);
@@ -142,33 +138,48 @@ impl Supervisor {
     fn unload(&mut self, asker: &Asker, name: &str) {
         let Some(id) = self.idle_model(asker, name) else { return };
         let sessions = self.sessions.count_of(id);
+        self.note_gone(name);
         self.remove_model(id);
         self.answer(asker, &Done { message: format!("model {name} unloaded; {sessions} sessions ended") });
     }
 
-    fn reload(&mut self, asker: Asker, name: &str, path: Option<PathBuf>) {
-        let Some(id) = self.idle_model(&asker, name) else { return };
+    fn reload(&mut self, asker: Asker, asked: &Reload) {
+        let Some(id) = self.idle_model(&asker, &asked.model) else { return };
         let Some(model) = self.models.get(&id) else { return };
+        let gate = match Gate::new(&model.config.gate, Some(asked)) {
+            Ok(gate) => gate,
+            Err(what) => return self.refuse(&asker, code::INVALID_PARAMS, &what),
+        };
+        let path = asked.path.as_ref().map(PathBuf::from);
         let mut config = model.config.clone();
         let same = model.live.as_ref().map(|held| held.generation.config.path.clone());
         if let Some(path) = path.or(same) {
             config.path = path;
         }
-        self.begin_generation(id, config, Kind::Reload, Some(asker));
+        let order = Order { gate, ..Order::new(Kind::Reload, Cause::Reload, Some(asker)) };
+        self.begin_generation(id, config, order);
     }
 
     fn rollback(&mut self, asker: Asker, name: &str) {
         let Some(id) = self.idle_model(&asker, name) else { return };
         let Some(model) = self.models.get_mut(&id) else { return };
-        if model.kept.is_none() {
-            let what = format!("model {name} keeps no previous generation; reload its file instead");
-            return self.refuse(&asker, code::REFUSED, &what);
-        }
         if model.swap.is_some() {
             return self.refuse(&asker, code::BUSY, &format!("model {name} is changing workers; try again"));
         }
-        model.operation = Some(Operation { kind: Kind::Rollback, asker: Some(asker), began: Instant::now() });
-        self.begin_rollback(id);
+        let order = Order::new(Kind::Rollback, Cause::Rollback, Some(asker.clone()));
+        if let Some(kept) = &model.kept {
+            model.operation = Some(Operation::begin(&order, &kept.generation.config));
+            return self.begin_rollback(id);
+        }
+        let (config, stored) = (model.config.clone(), model.config.keep_previous != KeepPrevious::No);
+        let entry = self.store.book(name).filter(|_| stored).and_then(|book| book.previous()).cloned();
+        match entry {
+            Some(entry) => self.begin_generation(id, config, Order { stored: Some(entry), ..order }),
+            None => {
+                let what = format!("model {name} keeps no previous generation; reload its file instead");
+                self.refuse(&asker, code::REFUSED, &what);
+            }
+        }
     }
 
     fn validate(&mut self, asker: Asker, path: &str, backend: Option<String>) {
@@ -272,7 +283,7 @@ impl Supervisor {
             models,
             sessions: self.sessions.count() as u64,
             runtime_dir: self.runtime_dir.display().to_string(),
-            state_dir: None,
+            state_dir: self.store.dir().map(|dir| dir.display().to_string()),
             backing: self.config.ipc.backing,
             rss_bytes: rss_bytes("self"),
         }
@@ -299,6 +310,7 @@ impl Supervisor {
     pub(super) fn model_answer(&self, id: u64) -> Option<ModelAnswer> {
         let model = self.models.get(&id)?;
         let live = model.live.as_ref();
+        let kept = self.kept(model);
         let worker = model.live_worker().and_then(|worker| self.workers.get(&worker));
         let live_path = live.map(|held| &held.generation.config.path).filter(|path| **path != model.config.path);
         Some(ModelAnswer {
@@ -306,9 +318,9 @@ impl Supervisor {
             state: model.state.name().to_owned(),
             message: model.message.clone(),
             generation: model.generation(),
-            kept_generation: model.kept.as_ref().map(|held| held.generation.number),
-            kept: model.kept.as_ref().map(|_| "alive".to_owned()),
-            drift: None,
+            kept_generation: kept.map(|(number, _)| number),
+            kept: kept.map(|(_, how)| how.to_owned()),
+            drift: self.drift(id),
             backend: live.map_or_else(String::new, |held| held.loaded.backend.clone()),
             path: model.config.path.display().to_string(),
             live_path: live_path.map(|path| path.display().to_string()),

@@ -11,10 +11,13 @@ use crate::rpc::{Connection, Fate};
 use inferd_ipc::control::{Progress, RpcError, code};
 use inferd_ipc::fdpass::{self, Peer};
 use inferd_ipc::limits::CONTROL_CONNECTIONS_MAX;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::Serialize;
 use serde_json::Value;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 
 /// Connections accepted per turn of the loop.
 const ACCEPTS_PER_TURN: usize = 16;
@@ -28,6 +31,8 @@ pub(super) struct Control {
     peer: Peer,
     /// What the poller was asked to watch for: reading, writing.
     interest: (bool, bool),
+    /// Goes along with the next byte that is written.
+    descriptor: Option<Rc<OwnedFd>>,
 }
 
 /// Who waits for the answer of a command.
@@ -37,6 +42,15 @@ pub(super) struct Asker {
     id: Value,
     /// Who it is, for the log.
     pub uid: u32,
+}
+
+/// Writes what there is room for, a descriptor along with the first byte.
+fn write(socket: &mut UnixStream, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<usize> {
+    let Some(descriptor) = descriptor else { return socket.write(bytes) };
+    let raw = [descriptor.as_raw_fd()];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let rights = [ControlMessage::ScmRights(&raw)];
+    Ok(sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &rights, flags, None)?)
 }
 
 impl Supervisor {
@@ -69,7 +83,10 @@ impl Supervisor {
         }
         let id = self.new_id();
         if self.poller.add_stream(&socket, Token::Control(id)).is_ok() {
-            self.controls.insert(id, Control { socket, rpc: Connection::new(), peer, interest: (true, false) });
+            self.controls.insert(
+                id,
+                Control { socket, rpc: Connection::new(), peer, interest: (true, false), descriptor: None },
+            );
         }
     }
 
@@ -114,8 +131,11 @@ impl Supervisor {
     fn flush_control(&mut self, id: u64) {
         let Some(control) = self.controls.get_mut(&id) else { return };
         while !control.rpc.output().is_empty() {
-            match control.socket.write(control.rpc.output()) {
-                Ok(bytes) => control.rpc.wrote(bytes),
+            match write(&mut control.socket, control.rpc.output(), control.descriptor.as_deref()) {
+                Ok(bytes) => {
+                    control.descriptor = None;
+                    control.rpc.wrote(bytes);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => return self.drop_control(id),
@@ -151,30 +171,47 @@ impl Supervisor {
         }
     }
 
+    /// Answers a command, with a descriptor beside the first byte of the line.
+    pub(super) fn answer_with<T: Serialize>(&mut self, asker: &Asker, answer: &T, descriptor: Rc<OwnedFd>) {
+        let Some(control) = self.controls.get_mut(&asker.control) else { return };
+        if !control.rpc.output().is_empty() {
+            // A descriptor travels with a byte, and that byte must be this line's first.
+            return self.refuse(asker, code::BUSY, "earlier answers were not read yet; read them, then ask again");
+        }
+        control.descriptor = Some(descriptor);
+        self.answer(asker, answer);
+    }
+
     /// Answers a command with an error.
     pub(super) fn refuse(&mut self, asker: &Asker, code: i64, message: &str) {
+        self.refuse_with(asker, code, message, None);
+    }
+
+    /// Answers a command with an error and its data.
+    pub(super) fn refuse_with(&mut self, asker: &Asker, code: i64, message: &str, data: Option<Value>) {
         if let Some(control) = self.controls.get_mut(&asker.control) {
-            control.rpc.fail(&asker.id, RpcError::new(code, message));
+            control.rpc.fail(&asker.id, RpcError { data, ..RpcError::new(code, message) });
             self.flush_control(asker.control);
         }
     }
 
     /// Tells how far a command has come.
-    pub(super) fn notify_progress(&mut self, asker: &Asker, model: &str, stage: &str) {
+    pub(super) fn notify_progress(&mut self, asker: &Asker, model: &str, stage: &str, count: Option<(u32, u32)>) {
         if let Some(control) = self.controls.get_mut(&asker.control) {
             let (model, stage) = (model.to_owned(), stage.to_owned());
-            control.rpc.progress(&Progress { id: asker.id.clone(), model, stage, done: None, of: None });
+            let (done, of) = count.unzip();
+            control.rpc.progress(&Progress { id: asker.id.clone(), model, stage, done, of });
             self.flush_control(asker.control);
         }
     }
 
     /// Tells whoever waits for a model's operation how far it has come.
-    pub(super) fn tell_progress(&mut self, model: u64, stage: &str) {
+    pub(super) fn tell_progress(&mut self, model: u64, stage: &str, count: Option<(u32, u32)>) {
         let Some(found) = self.models.get(&model) else { return };
         let asker = found.operation.as_ref().and_then(|operation| operation.asker.clone());
         if let Some(asker) = asker {
             let name = found.name.clone();
-            self.notify_progress(&asker, &name, stage);
+            self.notify_progress(&asker, &name, stage, count);
         }
     }
 }

@@ -36,6 +36,8 @@ impl Supervisor {
                     self.on_staged(done);
                 }
             }
+            Token::Store => self.on_store(),
+            Token::Files => self.on_files(),
             Token::Attach(id) => self.on_attach(id),
             Token::Control(id) => self.on_control(id, ready),
             Token::Worker(id) => self.on_worker(id, ready.write),
@@ -65,6 +67,10 @@ impl Supervisor {
             Timer::Exit(worker) => self.on_exit_overdue(worker),
             Timer::Lingering => self.on_lingering(),
             Timer::Accept => self.on_accept_again(),
+            Timer::Shadow(worker) => self.on_shadow_overdue(worker),
+            Timer::Drift(number) => self.on_drift_due(number),
+            Timer::Settle(model) => self.on_settle(model),
+            Timer::Memory => self.on_memory(),
             Timer::Stats(query) => self.finish_stats(query),
             Timer::DrainLook => self.look_whether_drained(),
             Timer::DrainEnd => self.on_drain_end(),

@@ -9,7 +9,13 @@ mod attach;
 mod commands;
 mod control;
 mod drain;
+mod drift;
+mod dump;
 mod event_loop;
+mod file_watch;
+mod gate;
+mod history;
+mod memory;
 mod models;
 mod notify;
 mod operations;
@@ -19,6 +25,7 @@ mod recovery;
 mod reload;
 mod restarts;
 mod sessions;
+mod shadow;
 mod signals;
 mod sockets;
 mod start;
@@ -65,6 +72,14 @@ enum Timer {
     Lingering,
     /// Accepting again, after descriptors ran out.
     Accept,
+    /// A shadow that is not over by now is ended, unless it moves.
+    Shadow(u64),
+    /// Hashes that did not come by now are not waited for.
+    Drift(u64),
+    /// A watched file is looked at.
+    Settle(u64),
+    /// Memory is looked at.
+    Memory,
     /// Counters that did not come by now are left out.
     Stats(u64),
     /// Whether everybody has gone is looked at again.
@@ -105,6 +120,10 @@ struct Supervisor {
     notify: notify::Notify,
     stager: crate::staging::Stager,
     staging: BTreeMap<u64, operations::Staging>,
+    store: crate::store::Store,
+    drifting: BTreeMap<u64, drift::Waiting>,
+    files: file_watch::Files,
+    memory_watched: bool,
     logs: crate::logs::Logs,
     connections: BTreeMap<u64, attach::Connection>,
     controls: BTreeMap<u64, control::Control>,

@@ -5,12 +5,15 @@
 //! its number when it goes live: one that is refused leaves no gap. The live worker, the kept one and
 //! the next one are in different stages of one life, which [`Stage`] spells out.
 
+use super::dump::Record;
+use super::file_watch::Stamp;
 use super::operations::Operation;
 use super::recovery::Recovery;
 use super::restarts::Restarts;
 use super::swap::Swap;
 use crate::config::ModelConfig;
 use crate::manifest::ModelSource;
+use crate::store::Blob;
 use inferd_ipc::baton::{self, Baton};
 use inferd_ipc::limits::BATON_ENTRIES;
 use inferd_ipc::worker_records::Loaded;
@@ -28,7 +31,9 @@ pub(super) enum Stage {
     Checking,
     /// Runs until it is warm.
     Warming,
-    /// Ready to take over; knows the sessions from here on.
+    /// Runs recorded steps of the live generation, answering nobody.
+    Shadowing,
+    /// Passed its gate and is ready to take over; knows the sessions from here on.
     Warm,
     /// Was granted the baton and has not said that it took it.
     Taking,
@@ -43,12 +48,13 @@ pub(super) enum Stage {
 impl Stage {
     /// Whether this stage may follow.
     pub fn may_become(self, next: Stage) -> bool {
-        use Stage::{Checking, Kept, Live, Loading, Retiring, Taking, Warm, Warming};
+        use Stage::{Checking, Kept, Live, Loading, Retiring, Shadowing, Taking, Warm, Warming};
         match next {
             Loading => false,
             Checking => self == Loading,
             Warming => matches!(self, Loading | Checking),
-            Warm => matches!(self, Loading | Checking | Warming),
+            Shadowing => matches!(self, Loading | Checking | Warming),
+            Warm => matches!(self, Loading | Checking | Warming | Shadowing),
             Taking => matches!(self, Warm | Kept | Live),
             Live => matches!(self, Taking),
             Kept => matches!(self, Live | Taking),
@@ -80,8 +86,21 @@ pub(super) struct Generation {
     pub file: Option<Rc<OwnedFd>>,
     /// SHA-256 of the model file in hexadecimal; empty without one.
     pub sha256: String,
+    /// Length of the model file.
+    pub bytes: u64,
+    /// What the model file was like when it was read, to tell cheaply that it is still the same.
+    pub stamp: Option<Stamp>,
     /// Sealed copies of further files, by the name that the worker asked for.
-    pub more: RefCell<BTreeMap<String, Rc<OwnedFd>>>,
+    pub more: RefCell<BTreeMap<String, FileCopy>>,
+    /// Further files lie in the store, not in the model's folder.
+    pub stored: Option<BTreeMap<String, Blob>>,
+}
+
+/// A sealed copy of a further file.
+#[derive(Debug, Clone)]
+pub(super) struct FileCopy {
+    pub fd: Rc<OwnedFd>,
+    pub blob: Blob,
 }
 
 /// A generation that went live, and the worker that holds it.
@@ -91,6 +110,8 @@ pub(super) struct Held {
     pub loaded: Loaded,
     /// The worker; it may be gone.
     pub worker: u64,
+    /// Where its steps are recorded.
+    pub record: Option<Rc<Record>>,
 }
 
 /// What a model does at the moment.
@@ -126,6 +147,8 @@ impl ModelState {
 pub(super) enum Wanted {
     /// Reload with this configuration.
     Config(Box<ModelConfig>),
+    /// Reload, for a watched file has changed.
+    Changed,
     /// Serve it no more.
     Gone,
 }
@@ -153,6 +176,10 @@ pub(super) struct Model {
     pub deaths: u64,
     pub message: Option<String>,
     pub wanted: Option<Wanted>,
+    /// Whether the configured file is what is served.
+    pub drift: super::drift::Drift,
+    /// Changes of its files that are looked at.
+    pub changing: super::file_watch::Changing,
     /// Steps of the live worker at the last look, to tell idle from busy.
     pub steps_seen: u64,
     tickets: u64,
@@ -184,6 +211,8 @@ impl Model {
             deaths: 0,
             message: None,
             wanted: None,
+            drift: super::drift::Drift::default(),
+            changing: super::file_watch::Changing::default(),
             steps_seen: 0,
             tickets: 0,
             entries: [false; BATON_ENTRIES],
@@ -232,11 +261,11 @@ impl Model {
 
 #[cfg(test)]
 mod tests {
-    use super::Stage::{self, Checking, Kept, Live, Loading, Retiring, Taking, Warm, Warming};
+    use super::Stage::{self, Checking, Kept, Live, Loading, Retiring, Shadowing, Taking, Warm, Warming};
     use super::*;
     use proptest::prelude::*;
 
-    const ALL: [Stage; 8] = [Loading, Checking, Warming, Warm, Taking, Live, Kept, Retiring];
+    const ALL: [Stage; 9] = [Loading, Checking, Warming, Shadowing, Warm, Taking, Live, Kept, Retiring];
 
     #[test]
     fn a_generation_goes_live_only_through_the_baton_and_never_comes_back_from_retirement() {
@@ -245,7 +274,7 @@ mod tests {
             assert!(!Retiring.may_become(stage), "{stage:?}");
             assert!(!stage.may_become(Loading));
         }
-        for early in [Loading, Checking, Warming] {
+        for early in [Loading, Checking, Warming, Shadowing] {
             assert!(!early.may_become(Taking) && !early.may_become(Kept));
         }
     }

@@ -25,6 +25,10 @@ pub enum Token {
     Signals,
     /// The staging thread has something.
     Staging,
+    /// The store's thread has something.
+    Store,
+    /// A watched folder has changed.
+    Files,
     /// A connection on the attach socket.
     Attach(u64),
     /// A connection on the control socket.
@@ -36,11 +40,13 @@ pub enum Token {
 }
 
 impl Token {
-    const KINDS: [fn(u64) -> Token; 8] = [
+    const KINDS: [fn(u64) -> Token; 10] = [
         |_| Token::AttachListener,
         |_| Token::ControlListener,
         |_| Token::Signals,
         |_| Token::Staging,
+        |_| Token::Store,
+        |_| Token::Files,
         Token::Attach,
         Token::Control,
         Token::Worker,
@@ -53,16 +59,18 @@ impl Token {
             Token::ControlListener => (1, 0),
             Token::Signals => (2, 0),
             Token::Staging => (3, 0),
-            Token::Attach(id) => (4, id),
-            Token::Control(id) => (5, id),
-            Token::Worker(id) => (6, id),
-            Token::WorkerExit(id) => (7, id),
+            Token::Store => (4, 0),
+            Token::Files => (5, 0),
+            Token::Attach(id) => (6, id),
+            Token::Control(id) => (7, id),
+            Token::Worker(id) => (8, id),
+            Token::WorkerExit(id) => (9, id),
         };
-        id << 3 | kind
+        id << 4 | kind
     }
 
     fn from_number(number: u64) -> Token {
-        Token::KINDS[(number & 7) as usize](number >> 3)
+        Token::KINDS[(number & 15) as usize](number >> 4)
     }
 }
 
@@ -216,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_token_survives_the_way_through_the_kernel() {
-        for id in [0, 1, 77, u64::MAX >> 3] {
+        for id in [0, 1, 77, u64::MAX >> 4] {
             for kind in Token::KINDS {
                 assert_eq!(Token::from_number(kind(id).number()), kind(id));
             }

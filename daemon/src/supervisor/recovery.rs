@@ -83,6 +83,12 @@ fn ring_client(doorbell: &OwnedFd, ring: Ring) {
     }
 }
 
+/// When the newest reply of this generation was done, if there is one.
+pub(super) fn last_done_ns(parts: &super::sessions::Parts, generation: u32) -> Option<u64> {
+    let reply = map(parts.reply.as_fd(), parts.geometry.reply_bytes, Access::ReadOnly, parts.backing).ok()?;
+    inferd_ipc::responder::last_done_ns(&reply, &parts.geometry, generation)
+}
+
 impl Supervisor {
     fn stand_in(&self, number: u64) -> Result<Stand, String> {
         let session = self.sessions.get(number).ok_or("the session has ended")?;

@@ -4,11 +4,14 @@
 //! operation that is under way on it; a reload that fails leaves the live generation serving. What only
 //! a restart of the daemon can change is said to need one.
 
+use super::gate::Gate;
+use super::history::Cause;
 use super::models::Wanted;
-use super::operations::Kind;
+use super::operations::{Kind, Order};
 use super::quota::Quota;
 use super::{Phase, Supervisor};
-use crate::config::{Config, Diff, QuotaConfig};
+use crate::config::{Config, DaemonConfig, Diff, QuotaConfig};
+use crate::store::Bounds;
 
 /// The configured quota of every uid.
 pub(super) fn quota(config: &QuotaConfig) -> Quota {
@@ -18,6 +21,11 @@ pub(super) fn quota(config: &QuotaConfig) -> Quota {
         sessions: config.sessions as u64,
         region_bytes: config.region_bytes,
     }
+}
+
+/// How much the store may hold.
+pub(super) fn bounds(config: &DaemonConfig) -> Bounds {
+    Bounds { bytes: config.store_bytes, generations: config.store_generations }
 }
 
 impl Supervisor {
@@ -46,6 +54,7 @@ impl Supervisor {
         }
         new.ipc.backing = self.config.ipc.backing;
         self.sessions.quotas.set(quota(&new.quota));
+        self.store.set_bounds(bounds(&new.daemon));
         self.config = new;
         let Diff { added, removed, changed, same, restart: _ } = diff;
         tracing::info!(
@@ -82,12 +91,16 @@ impl Supervisor {
             self.want(id, Wanted::Config(Box::new(config)));
         } else {
             model.config = config;
+            self.watch_files(id);
         }
     }
 
-    fn want(&mut self, id: u64, wanted: Wanted) {
+    pub(super) fn want(&mut self, id: u64, wanted: Wanted) {
         if let Some(model) = self.models.get_mut(&id) {
-            model.wanted = Some(wanted);
+            // A changed configuration reads the changed file too.
+            if wanted != Wanted::Changed || model.wanted.is_none() {
+                model.wanted = Some(wanted);
+            }
             self.apply_wanted(id);
         }
     }
@@ -100,11 +113,27 @@ impl Supervisor {
         }
         match model.wanted.take() {
             None => {}
-            Some(Wanted::Gone) => self.remove_model(id),
-            Some(Wanted::Config(config)) => {
-                model.config = (*config).clone();
-                self.begin_generation(id, *config, Kind::Reload, None);
+            Some(Wanted::Gone) => {
+                let name = model.name.clone();
+                self.note_gone(&name);
+                self.remove_model(id);
             }
+            Some(Wanted::Config(config)) => {
+                model.config = *config;
+                self.reload_through_gate(id, Cause::Configuration);
+            }
+            Some(Wanted::Changed) => self.reload_through_gate(id, Cause::Watch),
+        }
+    }
+
+    /// Makes the next generation from the configured path, through the configured gate.
+    fn reload_through_gate(&mut self, id: u64, cause: Cause) {
+        let Some(model) = self.models.get(&id) else { return };
+        let config = model.config.clone();
+        // What was configured was checked; an open gate would be the wrong answer to a doubt.
+        match Gate::new(&config.gate, None) {
+            Ok(gate) => self.begin_generation(id, config, Order { gate, ..Order::new(Kind::Reload, cause, None) }),
+            Err(what) => tracing::error!(model = %model.name, what, "the configured gate is wrong"),
         }
     }
 

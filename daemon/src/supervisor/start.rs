@@ -10,6 +10,7 @@ use super::{Phase, Supervisor, Timer, reload};
 use crate::config::{Config, ConfigError, Overrides};
 use crate::logs::{FaultLimiter, Logs};
 use crate::staging::Stager;
+use crate::store::Store;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::BTreeMap;
 use std::io;
@@ -82,12 +83,15 @@ fn prepare(options: Options) -> Result<Supervisor, StartError> {
         tracing::info!(swept, "removed named segments of an earlier run");
     }
     let stager = Stager::start().map_err(kernel("staging threads"))?;
+    let state_dir = crate::paths::state_dir(config.daemon.state_dir.as_deref());
+    let store = Store::open(&state_dir, reload::bounds(&config.daemon)).map_err(kernel("the store's thread"))?;
     let poller: Poller<Timer> = Poller::new().map_err(|errno| kernel("epoll")(errno.into()))?;
     let added = poller
         .add(&sockets.attach, Token::AttachListener)
         .and_then(|()| poller.add(&sockets.control, Token::ControlListener))
         .and_then(|()| poller.add(&signals, Token::Signals))
-        .and_then(|()| poller.add(stager.wake_fd(), Token::Staging));
+        .and_then(|()| poller.add(stager.wake_fd(), Token::Staging))
+        .and_then(|()| poller.add(store.wake_fd(), Token::Store));
     added.map_err(|errno| kernel("epoll")(errno.into()))?;
     let mut supervisor = Supervisor {
         worker_dir: crate::paths::worker_dir(config.daemon.worker_dir.as_deref()),
@@ -107,6 +111,10 @@ fn prepare(options: Options) -> Result<Supervisor, StartError> {
         notify: super::notify::Notify::from_env(),
         stager,
         staging: BTreeMap::new(),
+        store,
+        drifting: BTreeMap::new(),
+        files: super::file_watch::Files::default(),
+        memory_watched: false,
         logs,
         connections: BTreeMap::new(),
         controls: BTreeMap::new(),

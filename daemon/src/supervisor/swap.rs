@@ -6,10 +6,11 @@
 //! neither can. A first generation and a restart are swaps without a predecessor.
 
 use super::models::{Held, ModelState, Stage};
-use super::operations::Kind;
+use super::operations::{Kind, Swapped};
 use super::sessions::State;
 use super::workers::{Purpose, Worker};
-use super::{Phase, Supervisor, Timer};
+use super::{Phase, Supervisor, Timer, clock_ns};
+use crate::config::KeepPrevious;
 use crate::manifest::OnReload;
 use inferd_ipc::limits::SWAP_MS;
 use inferd_ipc::state::{self, Condition};
@@ -34,6 +35,7 @@ pub(super) struct Swap {
     /// `carried`, `reset` or `none`.
     state: &'static str,
     granted: Option<Instant>,
+    granted_ns: u64,
 }
 
 impl Swap {
@@ -62,12 +64,23 @@ impl Supervisor {
         let Some(worker) = self.workers.get(&to) else { return };
         let Some(loaded) = worker.loaded.clone() else { return };
         let warm = worker.stage == Stage::Warm;
-        let target = Held { generation: Rc::clone(&worker.generation), loaded, worker: to };
+        let target = Held { generation: Rc::clone(&worker.generation), loaded, worker: to, record: None };
+        let loaded = target.loaded.clone();
         let (states, state) = match self.states_for(id, &target) {
             Ok(states) => states,
             Err(what) => return self.swap_impossible(id, to, &what),
         };
-        self.tell_progress(id, "swapping");
+        let record = match &worker.record {
+            Some(record) => Some(Rc::clone(record)),
+            None => self.record_for(id, &loaded),
+        };
+        self.tell_progress(id, "swapping", None);
+        if let Some(record) = record.clone().filter(|_| warm) {
+            self.tell(to, &ToWorker::Record { slots: record.slots }, &[Rc::clone(&record.fd)]);
+        }
+        if let Some(worker) = self.workers.get_mut(&to) {
+            worker.record.clone_from(&record);
+        }
         // A kept worker knows the sessions, but perhaps other state regions of them.
         if warm || target.loaded.state_bytes > 0 {
             let sessions: Vec<u64> = self.sessions.ready_of(id).map(|(number, _)| number).collect();
@@ -77,7 +90,8 @@ impl Supervisor {
         }
         let Some(model) = self.models.get_mut(&id) else { return };
         let from = model.live_worker();
-        model.swap = Some(Swap { to, target, from, states, state, granted: None });
+        let target = Held { record, ..target };
+        model.swap = Some(Swap { to, target, from, states, state, granted: None, granted_ns: 0 });
         self.end_recovery(id);
         self.grant(id, warm);
     }
@@ -90,6 +104,16 @@ impl Supervisor {
         } else {
             self.fail_operation(id, what);
         }
+    }
+
+    /// What a swap to this worker would do to the sessions' state: `carried`, `reset` or `none`.
+    pub(super) fn state_fate(&self, id: u64, worker: u64) -> &'static str {
+        let Some(found) = self.workers.get(&worker) else { return "none" };
+        let Some(loaded) = found.loaded.as_ref().filter(|loaded| loaded.state_bytes > 0) else { return "none" };
+        let live = self.models.get(&id).and_then(|model| model.live.as_ref());
+        let same = live.is_some_and(|live| live.loaded.state_layout == loaded.state_layout);
+        let carries = found.generation.source.manifest.on_reload == OnReload::Carry;
+        if same && carries { "carried" } else { "reset" }
     }
 
     /// The state regions that sessions need for this generation, where they have no fitting one yet.
@@ -128,7 +152,7 @@ impl Supervisor {
         if let Some(state) = session.parts.state.as_ref().filter(|state| state.layout == loaded.state_layout) {
             return Ok(Some(state.clone()));
         }
-        let target = Held { generation: Rc::clone(&found.generation), loaded, worker };
+        let target = Held { generation: Rc::clone(&found.generation), loaded, worker, record: None };
         make_state(&target, Condition::Fresh).map(Some)
     }
 
@@ -137,6 +161,7 @@ impl Supervisor {
         let Some(swap) = &mut model.swap else { return };
         let (to, from) = (swap.to, swap.from);
         swap.granted = Some(Instant::now());
+        swap.granted_ns = clock_ns();
         let Some(worker) = self.workers.get_mut(&to) else { return };
         worker.enter(Stage::Taking);
         let (ticket, entry) = (worker.ticket, worker.entry);
@@ -183,6 +208,8 @@ impl Supervisor {
             worker.enter(Stage::Live);
         }
         let purpose = self.workers.get(&swap.to).map(|worker| worker.purpose);
+        let taken_ns = self.workers.get(&swap.to).map_or(0, |worker| model.baton.taken_at_ns(worker.entry));
+        let was_kept = model.kept.as_ref().is_some_and(|kept| kept.worker == swap.to);
         let asked = model.next == Some(swap.to) || model.kept.as_ref().is_some_and(|kept| kept.worker == swap.to);
         if model.kept.as_ref().is_some_and(|kept| kept.worker == swap.to) {
             model.kept = None;
@@ -195,11 +222,18 @@ impl Supervisor {
         if purpose == Some(Purpose::Restart) && !operation_done {
             tracing::info!(model = %model.name, generation, swap_us = swap_us as u64, "recovered");
         }
+        if was_kept {
+            self.set_expendable(swap.to, false);
+        }
         self.keep_or_retire(id, swap.from, before);
         self.drop_needless_restart(id);
         self.arm_watch();
         if operation_done {
-            self.finish_operation(id, from_generation, swap_us, swap.state);
+            let gaps = match swap.from {
+                Some(_) => self.gaps(id, from_generation, swap.granted_ns, taken_ns),
+                None => Vec::new(),
+            };
+            self.finish_operation(id, from_generation, &Swapped { swap_us, state: swap.state, gaps });
         }
         if self.phase == Phase::Draining {
             self.tell(swap.to, &ToWorker::Drain, &[]);
@@ -212,11 +246,13 @@ impl Supervisor {
     fn keep_or_retire(&mut self, id: u64, from: Option<u64>, before: Option<Held>) {
         let (Some(from), Some(before)) = (from, before) else { return };
         let Some(model) = self.models.get_mut(&id) else { return };
-        let retired = if model.config.keep_previous {
+        let retired = if model.config.keep_previous == KeepPrevious::Alive {
             if let Some(worker) = self.workers.get_mut(&from) {
                 worker.enter(Stage::Kept);
             }
-            model.kept.replace(before).map(|older| older.worker)
+            let older = model.kept.replace(before).map(|older| older.worker);
+            self.set_expendable(from, true);
+            older
         } else {
             Some(from)
         };
@@ -342,6 +378,7 @@ impl Supervisor {
                     states: BTreeMap::new(),
                     state: "carried",
                     granted: None,
+                    granted_ns: 0,
                 });
                 self.poller.after_ms(RESUME_MS, Timer::Resume(id));
             }

@@ -50,9 +50,12 @@ pub(super) struct Worker {
     /// Its ticket and its entry in the baton.
     pub ticket: u64,
     pub entry: u32,
-    /// The baton that it maps.
     /// What its load found out.
     pub loaded: Option<Loaded>,
+    /// The shadow that it runs.
+    pub shadowing: Option<super::shadow::Shadowing>,
+    /// Where it writes its steps.
+    pub record: Option<Rc<super::dump::Record>>,
     pub warnings: Vec<String>,
     /// Why it refused or was killed, for the message about its end.
     pub last_words: Option<String>,
@@ -213,6 +216,8 @@ impl Supervisor {
             ticket: start.ticket,
             entry: start.entry,
             loaded: None,
+            shadowing: None,
+            record: None,
             warnings: Vec::new(),
             last_words: None,
             stopped_since: None,
@@ -324,6 +329,8 @@ impl Supervisor {
             FromWorker::Progress { stage } => self.on_progress(id, &stage),
             FromWorker::NeedFile { name } => self.on_need_file(id, &name),
             FromWorker::Loaded(loaded) => self.on_loaded(id, loaded),
+            FromWorker::Shadowing { done, of } => self.on_shadowing(id, done, of),
+            FromWorker::Shadowed(report) => self.on_shadowed(id, report),
             FromWorker::Refused { message } => {
                 tracing::warn!(model = %name, generation, %message, "the model was refused");
                 worker.last_words = Some(message);
@@ -344,9 +351,6 @@ impl Supervisor {
             }
             FromWorker::Drained => self.on_drained(id),
             FromWorker::Stats(stats) => self.on_stats(id, stats),
-            FromWorker::Shadowing { .. } | FromWorker::Shadowed(_) => {
-                self.kill_worker(id, "it sent a shadow report that nobody asked for");
-            }
         }
     }
 

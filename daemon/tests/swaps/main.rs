@@ -83,6 +83,7 @@ impl Daemon {
                 dir.path().join("run").as_os_str(),
             ])
             .args(["--worker-dir".as_ref(), workers.as_os_str()])
+            .args(["--state-dir".as_ref(), dir.path().join("state").as_os_str()])
             .stderr(Stdio::piped())
             .env_remove("NOTIFY_SOCKET")
             .spawn()
