@@ -149,14 +149,14 @@ pub const SHADOW_POLL_US: u64 = 500;
 pub const SHADOW_PROGRESS_MS: u64 = 100;
 /// Most sessions whose own state a shadow keeps; steps of further ones are not run.
 pub const SHADOW_SESSIONS_MAX: usize = 256;
+/// Longest description of a shadow's first failed step, in bytes.
+pub const SHADOW_FAILURE_BYTES_MAX: usize = 2_000;
 /// Stack of the thread that loads, checks and warms up a model.
 pub const LOADER_STACK_BYTES: usize = 8 << 20;
 /// Recorded steps that a gate with bounds is judged on, unless it says how many.
 pub const SHADOW_STEPS_DEFAULT: u32 = 64;
 /// A shadow of so many steps waits this long for steps that are not recorded yet.
 pub const SHADOW_WAIT_MS: u64 = 10_000;
-/// A shadow must be over this long after its time, and this long after its last progress.
-pub const SHADOW_GRACE_MS: u64 = 30_000;
 /// Bytes of the store, unless configured.
 pub const STORE_BYTES_DEFAULT: u64 = 8 << 30;
 /// Most `store_bytes`.
@@ -165,6 +165,8 @@ pub const STORE_BYTES_MAX: u64 = 1 << 50;
 pub const STORE_GENERATIONS_DEFAULT: usize = 8;
 /// Most `store_generations`.
 pub const STORE_GENERATIONS_MAX: usize = 1_000;
+/// At its end the daemon waits this long for what is on its way to the store.
+pub const STORE_EXIT_MS: u64 = 2_000;
 /// Entries of a model's history.
 pub const HISTORY_ENTRIES_MAX: usize = 256;
 /// Longest file of a history that is read.
@@ -268,14 +270,15 @@ table!(
     SHADOW_POLL_US,
     SHADOW_PROGRESS_MS,
     SHADOW_SESSIONS_MAX,
+    SHADOW_FAILURE_BYTES_MAX,
     LOADER_STACK_BYTES,
     SHADOW_STEPS_DEFAULT,
     SHADOW_WAIT_MS,
-    SHADOW_GRACE_MS,
     STORE_BYTES_DEFAULT,
     STORE_BYTES_MAX,
     STORE_GENERATIONS_DEFAULT,
     STORE_GENERATIONS_MAX,
+    STORE_EXIT_MS,
     HISTORY_ENTRIES_MAX,
     HISTORY_BYTES_MAX,
     WATCH_SETTLE_MS,

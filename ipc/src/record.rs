@@ -411,6 +411,12 @@ impl RecordReader {
         newest(&self.mem, &self.places)
     }
 
+    /// Whether this step, and nothing newer, stands at its place, ended or not: a look at one word.
+    #[must_use]
+    pub fn has(&self, number: u64) -> bool {
+        number < SEQ_MAX && seq_at(&self.mem, &self.places, number % self.places.slots) == number + 1
+    }
+
     /// Copies a step out, and confirms that it was not overwritten meanwhile.
     #[must_use]
     pub fn read(&self, number: u64) -> Read {

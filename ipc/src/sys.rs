@@ -46,6 +46,15 @@ pub fn now_ns() -> u64 {
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
+/// Time that the calling thread has spent on a CPU, in nanoseconds.
+#[must_use]
+pub fn thread_cpu_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` is a valid timespec that outlives the call, which writes it and nothing else.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
 fn timespec(d: Duration) -> libc::timespec {
     libc::timespec { tv_sec: d.as_secs().min(i32::MAX as u64) as _, tv_nsec: d.subsec_nanos() as _ }
 }
@@ -214,6 +223,34 @@ pub fn set_fifo(priority: u8) -> io::Result<()> {
     let param = libc::sched_param { sched_priority: i32::from(priority) };
     // SAFETY: `param` is valid for the call; 0 names the calling thread.
     check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) }).map(drop)
+}
+
+/// Lets the calling thread run only where nobody else wants to (SCHED_IDLE). Without a right to raise priorities there
+/// is no way back: for threads that end.
+///
+/// # Errors
+/// EPERM where a sandbox forbids it.
+pub fn set_idle() -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `param` is valid for the call; 0 names the calling thread.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const param) }).map(drop)
+}
+
+/// Whether a thread of this process runs at idle priority; 0 is the calling one.
+#[must_use]
+pub fn is_idle(thread: i32) -> bool {
+    // SAFETY: no memory is passed.
+    unsafe { libc::sched_getscheduler(thread) == libc::SCHED_IDLE }
+}
+
+/// Takes a thread of this process back from idle priority.
+///
+/// # Errors
+/// EPERM without the right (RLIMIT_NICE of at least 20).
+pub fn leave_idle(thread: i32) -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `param` is valid for the call.
+    check(unsafe { libc::sched_setscheduler(thread, libc::SCHED_OTHER, &raw const param) }).map(drop)
 }
 
 /// Sets the niceness of the calling thread.

@@ -8,8 +8,10 @@
 use inferd_ipc::baton::{BATON_BYTES, Baton};
 use inferd_ipc::layout::{Geometry, Queue, ServingState, Status};
 use inferd_ipc::mem::Mem;
+use inferd_ipc::record::{Begun, Read, RecordLayout, RecordReader, Recorder};
 use inferd_ipc::requester::{RequestMeta, Requester};
 use inferd_ipc::responder::{Answer, Responder};
+use inferd_ipc::signature::{DType, TensorSpec};
 use inferd_ipc::sync::{Ordering, fence};
 use loom::thread;
 use std::time::Duration;
@@ -255,5 +257,37 @@ fn the_baton_hands_over_everything_that_was_published() {
         let after: Vec<u64> = (0..2).filter_map(|_| serve(&mut new)).collect();
         let before = predecessor.join().unwrap();
         assert_eq!([before, after].concat(), [1, 2], "each request once, in order");
+    });
+}
+
+#[test]
+fn a_recorded_step_is_read_whole_or_not_at_all() {
+    model(|| {
+        let tensor = |name| vec![TensorSpec::new(name, DType::U64, &[1])];
+        let layout = RecordLayout { inputs: tensor("x"), states: vec![], outputs: tensor("y") };
+        let mem = Mem::heap(layout.used_bytes(1) as usize);
+        let mut recorder = Recorder::new(mem.clone(), &layout, 1);
+        let reader = RecordReader::new(mem, &layout, 1);
+        let writer = thread::spawn(move || {
+            for value in 1..3u64 {
+                recorder.begin(&Begun { observation_id: value, ..Begun::default() });
+                recorder.input(0, &value.to_le_bytes());
+                recorder.begun();
+                recorder.output(0, &(value + 10).to_le_bytes());
+                recorder.end(Status::Ok, 0, value);
+            }
+        });
+        for number in 0..2 {
+            let Read::Step(step) = reader.read(number) else { continue };
+            let value = number + 1;
+            assert_eq!(step.begun.observation_id, value, "its own header");
+            assert_eq!(step.input(0), value.to_le_bytes(), "its own input");
+            if step.status.is_some() {
+                assert_eq!((step.status, step.run_ns), (Some(Status::Ok), value));
+                assert_eq!(step.output(0), (value + 10).to_le_bytes(), "its own output");
+            }
+        }
+        writer.join().unwrap();
+        assert!(matches!(reader.read(1), Read::Step(step) if step.status == Some(Status::Ok)));
     });
 }

@@ -1,8 +1,9 @@
-//! The control thread: loads the model, then passes the supervisor's records on to the executor.
+//! The control thread: has the model loaded, then passes the supervisor's records on to the executor.
 //!
 //! It maps and unmaps sessions, logs, and answers for counters, so that the executor does none of
-//! it. It is never pinned to the executor's CPU. When the supervisor is gone it ends the process at
-//! once, whatever the executor is doing.
+//! it. It is never pinned to the executor's CPU. Loading and shadow runs lie on threads of idle priority
+//! that end before the executor begins; it begins with the first record that concerns serving. When the
+//! supervisor is gone or says `Retire` the process ends at once, whatever the other threads are doing.
 
 use crate::backend::Backend;
 use crate::executor::Executor;
@@ -12,9 +13,12 @@ use crate::mailbox::{Mailbox, Order, Report};
 use crate::policy::Policy;
 use crate::session::Session;
 use crate::stats::Stats;
-use crate::{Fault, ModelError, contain, logs, realtime};
+use crate::{Fault, ModelError, contain, logs, realtime, shadow};
 use inferd_ipc::baton::{self, Baton};
-use inferd_ipc::worker_records::{FromWorker, ModelSpec, ToWorker};
+use inferd_ipc::limits::LOADER_STACK_BYTES;
+use inferd_ipc::record::{self, RecordLayout};
+use inferd_ipc::region::RegionError;
+use inferd_ipc::worker_records::{FromWorker, Loaded, ModelSpec, ToWorker};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -64,8 +68,6 @@ fn install_panic_hook() {
 }
 
 fn work(own: &[&dyn Backend]) -> Result<ExitCode, LinkError> {
-    // Golden pairs and warm-up run on this thread, and shall compute as the executor does.
-    inferd_ipc::sys::flush_denormals_to_zero();
     let mut link = Link::from_stdin()?;
     let (ToWorker::Load(spec), fds) = link.receive()? else { return Ok(ExitCode::FAILURE) };
     let _span = tracing::info_span!("worker", model = %spec.model, generation = spec.generation).entered();
@@ -79,7 +81,7 @@ fn work(own: &[&dyn Backend]) -> Result<ExitCode, LinkError> {
         None => return refuse(&link, "no baton came with the model: a bug of the supervisor"),
     };
     let mut files = Handed { link: &mut link, model: fds.next(), asked: BTreeMap::new(), early: Vec::new() };
-    let loaded = load(&spec, &mut files, own);
+    let loaded = load_lowered(&spec, &mut files, own)?;
     let early = std::mem::take(&mut files.early);
     drop(files);
     let (policy, loaded) = match loaded {
@@ -87,18 +89,42 @@ fn work(own: &[&dyn Backend]) -> Result<ExitCode, LinkError> {
         Err(error) => return refuse(&link, &error.to_string()),
     };
     tracing::debug!(load_us = loaded.load_us, warm_up_us = loaded.warm_up_us, "loaded");
+    if let Some(message) = realtime::raise_helpers() {
+        link.send(&FromWorker::Warning { message })?;
+    }
     link.send(&FromWorker::Loaded(loaded))?;
     if spec.validate_only {
         return Ok(ExitCode::SUCCESS);
     }
-    Control::start(link, spec, policy, baton)?.run(early)
+    Control::new(link, spec, policy, baton)?.run(early)
 }
 
-fn load(
+/// Loads, checks and warms up on a thread of idle priority, so that live models do not notice.
+fn load_lowered(
     spec: &ModelSpec,
     files: &mut Handed<'_>,
     own: &[&dyn Backend],
-) -> Result<(Policy, inferd_ipc::worker_records::Loaded), ModelError> {
+) -> std::io::Result<Result<(Policy, Loaded), ModelError>> {
+    let span = tracing::Span::current();
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("loader".into()).stack_size(LOADER_STACK_BYTES);
+        let loader = thread.spawn_scoped(scope, || {
+            let _span = lowered(span);
+            load(spec, files, own)
+        })?;
+        // A panic outside the model has ended the process already.
+        Ok(loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+/// Makes the calling thread one of idle priority that computes as the executor does, and logs as the control thread.
+fn lowered(span: tracing::Span) -> tracing::span::EnteredSpan {
+    realtime::lower();
+    inferd_ipc::sys::flush_denormals_to_zero();
+    span.entered()
+}
+
+fn load(spec: &ModelSpec, files: &mut Handed<'_>, own: &[&dyn Backend]) -> Result<(Policy, Loaded), ModelError> {
     let socket = files.link.fd().try_clone_to_owned();
     let mut progress = |stage: &str| {
         if stage == "warming" {
@@ -176,19 +202,86 @@ impl FileSource for Handed<'_> {
 struct Control {
     link: Link,
     spec: ModelSpec,
+    baton: Baton,
+    layout: RecordLayout,
     mailbox: Arc<Mailbox>,
     stats: Arc<Stats>,
+    model: Model,
     /// Failed steps that were reported.
     failures: u64,
 }
 
+/// Who has the policy.
+enum Model {
+    /// Nobody; the executor begins with the first record that concerns it.
+    Waiting(Policy),
+    /// A shadow run; whether the executor is to begin when it has ended.
+    Shadowing(bool),
+    /// The executor.
+    Serving,
+}
+
 impl Control {
-    fn start(link: Link, spec: ModelSpec, policy: Policy, baton: Baton) -> Result<Control, LinkError> {
-        let mailbox = Arc::new(Mailbox::new()?);
-        let stats = Arc::new(Stats::default());
-        let executor = Executor::new(spec.clone(), policy, baton, mailbox.clone(), stats.clone());
-        std::thread::Builder::new().name("executor".into()).spawn(move || executor.run())?;
-        Ok(Control { link, spec, mailbox, stats, failures: 0 })
+    fn new(link: Link, spec: ModelSpec, policy: Policy, baton: Baton) -> Result<Control, LinkError> {
+        let (mailbox, stats) = (Arc::new(Mailbox::new()?), Arc::new(Stats::default()));
+        let layout = policy.record_layout();
+        Ok(Control { link, spec, baton, layout, mailbox, stats, model: Model::Waiting(policy), failures: 0 })
+    }
+
+    /// The executor is to begin: at once, or when the shadow run gives the policy back.
+    fn serve(&mut self) -> Result<(), LinkError> {
+        match std::mem::replace(&mut self.model, Model::Serving) {
+            Model::Waiting(policy) => {
+                let (mailbox, stats) = (self.mailbox.clone(), self.stats.clone());
+                let executor = Executor::new(self.spec.clone(), policy, self.baton.clone(), mailbox, stats);
+                std::thread::Builder::new().name("executor".into()).spawn(move || executor.run())?;
+            }
+            Model::Shadowing(_) => self.model = Model::Shadowing(true),
+            Model::Serving => {}
+        }
+        Ok(())
+    }
+
+    fn order(&mut self, order: Order) -> Result<(), LinkError> {
+        self.serve()?;
+        self.mailbox.order(order);
+        Ok(())
+    }
+
+    /// Records what is run from now on; the executor takes the recorder over when it begins.
+    fn record_steps(&mut self, slots: u32, fds: &[OwnedFd]) -> Result<(), RegionError> {
+        let region = fds.first().ok_or(RegionError::Untrusted("no record region came with its record"))?;
+        let recorder = record::open_writer(region.as_fd(), &self.layout, slots)?;
+        self.mailbox.order(Order::Record(Box::new(recorder)));
+        Ok(())
+    }
+
+    /// Begins a shadow run on a thread of idle priority, which has the policy until it ends.
+    fn shadow(
+        &mut self,
+        wanted: shadow::Wanted,
+        layout: RecordLayout,
+        slots: u32,
+        fds: &[OwnedFd],
+    ) -> Result<(), RegionError> {
+        let region = fds.first().ok_or(RegionError::Untrusted("no record region came with the shadow"))?;
+        let reader = record::open_reader(region.as_fd(), &layout, slots)?;
+        let mut policy = match std::mem::replace(&mut self.model, Model::Shadowing(false)) {
+            Model::Waiting(policy) if shadow::fits(&policy, &layout) => policy,
+            other => {
+                self.model = other;
+                return Err(RegionError::Untrusted("it holds another model's steps, or this worker serves already"));
+            }
+        };
+        let (mailbox, span) = (self.mailbox.clone(), tracing::Span::current());
+        let thread = std::thread::Builder::new().name("shadow".into());
+        let begun = thread.spawn(move || {
+            let _span = lowered(span);
+            let mut progress = |done, of| mailbox.report(Report::Shadowing { done, of });
+            let report = shadow::run(&mut policy, &reader, &layout, wanted, &mut progress);
+            mailbox.report(Report::Shadowed(Box::new((report, policy))));
+        });
+        begun.map(drop).map_err(|source| RegionError::Os { what: "starting a thread for", bytes: 0, source })
     }
 
     fn run(mut self, early: Vec<(ToWorker, Vec<OwnedFd>)>) -> Result<ExitCode, LinkError> {
@@ -226,15 +319,30 @@ impl Control {
     fn record(&mut self, record: ToWorker, fds: Vec<OwnedFd>) -> Result<Option<ExitCode>, LinkError> {
         match record {
             ToWorker::AddSession { session, uid, geometry, state_bytes, backing } => {
+                // The executor begins while the session is mapped.
+                self.serve()?;
                 match Session::map(session, uid, geometry, state_bytes, backing, fds) {
                     Ok(session) => self.mailbox.order(Order::Add(Box::new(session))),
                     Err(error) => self.link.send(&FromWorker::SessionFault { session, fault: error.to_string() })?,
                 }
             }
-            ToWorker::RemoveSession { session } => self.mailbox.order(Order::Remove(session)),
-            ToWorker::Take { predecessor } => self.mailbox.order(Order::Take(predecessor)),
-            ToWorker::LetGo => self.mailbox.order(Order::Look),
-            ToWorker::Drain => self.mailbox.order(Order::Drain),
+            ToWorker::RemoveSession { session } => self.order(Order::Remove(session))?,
+            ToWorker::Take { predecessor } => self.order(Order::Take(predecessor))?,
+            ToWorker::LetGo => self.order(Order::Look)?,
+            ToWorker::Drain => self.order(Order::Drain)?,
+            ToWorker::Record { slots } => {
+                // A model is served without a record rather than not at all.
+                if let Err(error) = self.record_steps(slots, &fds) {
+                    let message = format!("its steps are not recorded: {error}");
+                    self.link.send(&FromWorker::Warning { message })?;
+                }
+            }
+            ToWorker::Shadow { steps, for_ms, wait_ms, slots, layout } => {
+                let wanted = shadow::Wanted { steps, for_ms, wait_ms };
+                if let Err(error) = self.shadow(wanted, layout, slots, &fds) {
+                    return Ok(Some(refuse(&self.link, &format!("the shadow run: {error}"))?));
+                }
+            }
             ToWorker::Retire => return Ok(Some(ExitCode::SUCCESS)),
             ToWorker::Stats => self.link.send(&FromWorker::Stats(self.stats.snapshot()))?,
             ToWorker::LogLevel { level } => {
@@ -242,7 +350,7 @@ impl Control {
                     tracing::warn!("{error}");
                 }
             }
-            ToWorker::Load(_) | ToWorker::File { .. } | ToWorker::Record { .. } | ToWorker::Shadow { .. } => {
+            ToWorker::Load(_) | ToWorker::File { .. } => {
                 tracing::warn!("a record came that is only due while loading: a bug of the supervisor");
             }
         }
@@ -263,6 +371,16 @@ impl Control {
                 tracing::warn!(model = %self.spec.model, session, request, failures = self.failures, "{message}");
             }
             Report::Gone(session) => drop(session),
+            Report::Shadowing { done, of } => self.link.send(&FromWorker::Shadowing { done, of })?,
+            Report::Shadowed(ended) => {
+                let (report, policy) = *ended;
+                let serve = matches!(self.model, Model::Shadowing(true));
+                self.model = Model::Waiting(policy);
+                self.link.send(&FromWorker::Shadowed(report))?;
+                if serve {
+                    self.serve()?;
+                }
+            }
         }
         Ok(())
     }

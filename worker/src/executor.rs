@@ -124,6 +124,7 @@ impl Executor {
     /// Continues every session exactly where its published replies end.
     fn take_over(&mut self) {
         self.baton.take(self.entry, self.ticket);
+        self.stepper.adopt_record();
         for i in 0..self.sessions.len() {
             self.adopt(i);
         }
@@ -202,6 +203,7 @@ impl Executor {
                 }
                 Order::Remove(number) => self.remove(number),
                 Order::Take(predecessor) => self.take = Some(predecessor),
+                Order::Record(recorder) => self.stepper.record(recorder),
                 Order::Look => {}
                 Order::Drain => {
                     if serving {

@@ -26,6 +26,7 @@ pub mod mailbox;
 pub mod policy;
 pub mod realtime;
 pub mod session;
+pub mod shadow;
 pub mod sleep;
 pub mod stats;
 pub mod step;

@@ -4,9 +4,12 @@
 //! thread never waits for the executor. Mapping, unmapping, logging and sockets stay on the control
 //! thread: sessions arrive mapped, and leave through [`Report::Gone`] to be unmapped there.
 
+use crate::policy::Policy;
 use crate::session::Session;
 use inferd_ipc::mem::Mem;
+use inferd_ipc::record::Recorder;
 use inferd_ipc::sync::Ordering as WordOrdering;
+use inferd_ipc::worker_records::ShadowReport;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
@@ -20,14 +23,25 @@ pub enum Order {
     Remove(u64),
     /// Take over once granted, after this entry has released this ticket.
     Take(Option<(u32, u64)>),
+    /// Keep every step here.
+    Record(Box<Recorder>),
     /// The grant has changed: look.
     Look,
     /// Answer everything with `shutting_down`.
     Drain,
 }
 
-/// Executor to control thread.
+/// Executor, or the thread of a shadow run, to control thread.
 pub enum Report {
+    /// A shadow run has come this far.
+    Shadowing {
+        /// Steps, or milliseconds.
+        done: u32,
+        /// Of so many.
+        of: u32,
+    },
+    /// The shadow run has ended, and gives the policy back.
+    Shadowed(Box<(ShadowReport, Policy)>),
     /// The baton was taken.
     Taken,
     /// A session's client lied.

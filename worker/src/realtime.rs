@@ -1,7 +1,9 @@
-//! What makes the executor's thread a real-time one: affinity, priority, locked memory.
+//! How the worker's threads are scheduled: the executor as configured, loading at idle priority.
 //!
-//! Each is optional and may be forbidden; then the executor goes on without it and the operator is
-//! told what to allow. Everything applies to the calling thread, save the memory lock.
+//! What makes the executor real-time (affinity, priority, locked memory) is optional and may be forbidden;
+//! then it goes on without, and the operator is told what to allow. Loading, warm-up and shadow runs
+//! lie on threads of their own, which are lowered to SCHED_IDLE and end: raising a thread again
+//! takes a right that a daemon without root does not have, so the executor's is never lowered.
 
 use inferd_ipc::sys;
 use inferd_ipc::worker_records::{ModelSpec, Scheduling};
@@ -37,6 +39,29 @@ pub fn apply(spec: &ModelSpec) -> Vec<String> {
         warn("mlock = true".into(), e.to_string(), "allow it with LimitMEMLOCK=infinity");
     }
     warnings
+}
+
+/// Lets the calling thread run only while nobody else wants its CPU; where that is forbidden, it is as nice as can be.
+pub fn lower() {
+    if sys::set_idle().is_err() {
+        // Where even this is forbidden, loading goes on at the priority it has.
+        let _ = sys::set_nice(19);
+    }
+}
+
+/// Takes threads back from idle priority that an inference library started while it loaded: they inherited it, and a
+/// step would wait for them. Returns a sentence if that is not allowed. To be called when no thread of ours is lowered.
+#[must_use]
+pub fn raise_helpers() -> Option<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").ok()?;
+    let threads = tasks.flatten().filter_map(|t| t.file_name().to_str()?.parse::<i32>().ok());
+    let stuck = threads.filter(|t| sys::is_idle(*t)).filter_map(|t| sys::leave_idle(t).err());
+    let (count, error) = stuck.fold((0, None), |(n, _), e| (n + 1, Some(e)));
+    let error = error?;
+    Some(format!(
+        "{count} threads of the inference library stay at idle priority, where loading began them: {error}; allow it with \
+         LimitNICE=+0 (systemd) or nice 0 in limits.conf, or let the model run on one thread"
+    ))
 }
 
 /// Keeps the calling (control) thread off the executor's CPU, where there is another one.

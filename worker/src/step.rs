@@ -3,7 +3,8 @@
 //! The order is the promise of `docs/semantics.md`: header invalid -> `rejected`; deadline passed ->
 //! `expired`; state lost -> `needs_reset`; inputs copied once into the backend's own buffers and
 //! confirmed; inputs invalid -> `rejected`; run and guard -> `model_error` or the outputs. State is
-//! written before the reply is published, and publishing is the only commit.
+//! written before the reply is published, and publishing is the only commit. Where the model's steps are
+//! recorded, inputs and state are recorded before the run, and the rest after the reply has gone out.
 
 use crate::mailbox::{Mailbox, Report};
 use crate::policy::Policy;
@@ -12,6 +13,7 @@ use crate::stats::Stats;
 use inferd_ipc::baton::{Baton, Running};
 use inferd_ipc::layout::{REPLY_LATE, REPLY_STATE_LOST, REPLY_STATE_RESET, Status};
 use inferd_ipc::limits::{FAULT_LOGS_PER_S, LATEST_RETRIES_MAX};
+use inferd_ipc::record::{Begun, Recorder};
 use inferd_ipc::responder::{Answer, Request};
 use inferd_ipc::signature::slot_offsets;
 use inferd_ipc::state::Source;
@@ -30,6 +32,7 @@ pub struct Stepper {
     output_offsets: Vec<u64>,
     steps: u64,
     logs: LogBudget,
+    recorder: Option<Box<Recorder>>,
 }
 
 /// What one attempt at a step came to.
@@ -85,7 +88,20 @@ impl Stepper {
         let input_offsets = slot_offsets(&policy.signature().inputs).0;
         let output_offsets = slot_offsets(&policy.signature().outputs).0;
         let logs = LogBudget { second: 0, left: 0 };
-        Stepper { policy, stats, baton, entry, generation, input_offsets, output_offsets, steps: 0, logs }
+        let recorder = None;
+        Stepper { policy, stats, baton, entry, generation, input_offsets, output_offsets, steps: 0, logs, recorder }
+    }
+
+    /// Keeps every step from now on in this region, which is made for the policy's record layout.
+    pub fn record(&mut self, recorder: Box<Recorder>) {
+        self.recorder = Some(recorder);
+    }
+
+    /// Takes over from another worker, whose steps stand in the record.
+    pub fn adopt_record(&mut self) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.adopt();
+        }
     }
 
     /// Counters.
@@ -163,13 +179,16 @@ impl Stepper {
         let running = Running { session: session.number, request: request.number, since_ns: t_start_ns };
         self.baton.run_begins(self.entry, running);
         self.load_state(session, source);
+        self.record_begun(&running, request.observation_id);
         if let Err(rejected) = self.policy.check_inputs() {
             self.log(session, request, &rejected.to_string(), t_start_ns, mailbox);
-            return self.end(self.refuse(session, request, Status::Rejected, 0, t_start_ns));
+            let outcome = self.refuse(session, request, Status::Rejected, 0, t_start_ns);
+            return self.end(outcome, Status::Rejected, 0, 0);
         }
         if let Err(error) = self.policy.run() {
             self.log(session, request, &error.to_string(), t_start_ns, mailbox);
-            return self.end(self.refuse(session, request, Status::ModelError, 0, t_start_ns));
+            let outcome = self.refuse(session, request, Status::ModelError, 0, t_start_ns);
+            return self.end(outcome, Status::ModelError, 0, now_ns() - t_start_ns);
         }
         for (i, offset) in self.output_offsets.iter().enumerate() {
             session.rings.write(*offset, self.policy.output(i));
@@ -184,15 +203,49 @@ impl Stepper {
         session.ring(how);
         self.stats.reply(Status::Ok, flags, request.skipped);
         self.stats.run(request.t_submit_ns, t_start_ns, t_done_ns);
-        self.end(Outcome::Done)
+        self.end(Outcome::Done, Status::Ok, flags, t_done_ns - t_start_ns)
     }
 
     /// The run has ended and its reply stands.
     #[inline]
-    fn end(&mut self, outcome: Outcome) -> Outcome {
+    fn end(&mut self, outcome: Outcome, status: Status, flags: u32, run_ns: u64) -> Outcome {
+        self.record_ended(status, flags, run_ns);
         self.steps += 1;
         self.baton.run_ends(self.entry, self.steps);
         outcome
+    }
+
+    /// Records what the step begins with, before anything is changed in place and before the run: a step that kills
+    /// this worker leaves its observation behind.
+    #[inline]
+    fn record_begun(&mut self, running: &Running, observation_id: u64) {
+        let Some(recorder) = &mut self.recorder else { return };
+        recorder.begin(&Begun {
+            session: running.session,
+            request: running.request,
+            observation_id,
+            t_start_ns: running.since_ns,
+            generation: self.generation,
+        });
+        for i in 0..self.input_offsets.len() {
+            recorder.input(i, self.policy.input_mut(i));
+        }
+        for k in 0..self.policy.state_offsets().len() {
+            recorder.state(k, self.policy.state_in_mut(k));
+        }
+        recorder.begun();
+    }
+
+    /// Records how it ended. The client has its reply already and waits for nothing of this.
+    #[inline]
+    fn record_ended(&mut self, status: Status, flags: u32, run_ns: u64) {
+        let Some(recorder) = &mut self.recorder else { return };
+        if status == Status::Ok {
+            for i in 0..self.output_offsets.len() {
+                recorder.output(i, self.policy.output(i));
+            }
+        }
+        recorder.end(status, flags, run_ns);
     }
 
     #[inline]

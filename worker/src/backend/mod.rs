@@ -14,8 +14,8 @@ pub mod echo;
 #[cfg(feature = "tract")]
 pub mod tract;
 
-/// Loads model files of one kind.
-pub trait Backend {
+/// Loads model files of one kind, on whatever thread.
+pub trait Backend: Sync {
     /// The name used in configuration: `tract`.
     fn name(&self) -> &'static str;
 
