@@ -5,6 +5,7 @@
 
 use super::{ToKeep, blobs};
 use crate::staging::{self, StageFile};
+use inferd_ipc::limits::STORE_EXIT_MS;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 enum Job {
     Keep { job: u64, dir: PathBuf, files: Vec<ToKeep> },
@@ -56,7 +58,6 @@ pub struct Keeper {
     done: Receiver<Done>,
     texts: Texts,
     wake: Arc<EventFd>,
-    thread: Option<std::thread::JoinHandle<()>>,
     last: u64,
 }
 
@@ -71,7 +72,7 @@ impl Keeper {
         let (finished, done) = channel();
         let texts = Texts::default();
         let (theirs, bell) = (texts.clone(), wake.clone());
-        let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || {
+        std::thread::Builder::new().name("keeper".into()).spawn(move || {
             for job in waiting {
                 let Some(done) = work(job, &theirs) else { continue };
                 if finished.send(done).is_err() {
@@ -81,7 +82,7 @@ impl Keeper {
                 let _ = bell.write(1);
             }
         })?;
-        Ok(Keeper { jobs: Some(jobs), done, texts, wake, thread: Some(thread), last: 0 })
+        Ok(Keeper { jobs: Some(jobs), done, texts, wake, last: 0 })
     }
 
     /// Readable once something is done.
@@ -135,12 +136,12 @@ impl Keeper {
 }
 
 impl Drop for Keeper {
-    /// What was submitted is still done: a daemon that is told to stop has written its history.
+    /// What was submitted is still done, unless the disk hangs: a daemon that is told to stop has written its history.
     fn drop(&mut self) {
         self.jobs = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let deadline = Instant::now() + Duration::from_millis(STORE_EXIT_MS);
+        // The thread's end of the channel goes with the thread.
+        while self.done.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
     }
 }
 

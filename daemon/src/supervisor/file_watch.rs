@@ -119,7 +119,8 @@ impl Supervisor {
     pub(super) fn watch_files(&mut self, id: u64) {
         let Some(model) = self.models.get(&id).filter(|model| model.config.watch) else { return };
         let Ok(source) = resolve(&model.config.path, model.config.backend.as_deref()) else { return };
-        let (.., folders) = files_of(&source, model);
+        let (paths, _, folders) = files_of(&source, model);
+        let stamps: Stamps = paths.iter().map(|path| Stamp::of(path)).collect();
         if self.files.inotify.is_none() {
             let made = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK);
             let made = made.and_then(|inotify| self.poller.add(&inotify, Token::Files).map(|()| inotify));
@@ -135,11 +136,16 @@ impl Supervisor {
         for what in refused {
             tracing::warn!(what, "a folder is not watched");
         }
-        if let Some(model) = self.models.get_mut(&id) {
-            model.changing.folders = folders;
+        let Some(model) = self.models.get_mut(&id) else { return };
+        model.changing.folders = folders;
+        // What was there when the watch began is no change: after a rollback or a restart it may well be what an operator
+        // turned away from. But it may have changed since it was read.
+        let read = model.live.as_ref().and_then(|live| live.generation.stamp);
+        if model.changing.settled.is_none() && (read.is_none() || stamps.first() == Some(&read)) {
+            model.changing.settled = Some(stamps);
+        } else {
+            self.touched(id, false);
         }
-        // Something may have changed before anybody watched.
-        self.touched(id, false);
     }
 
     /// inotify has something.

@@ -257,16 +257,35 @@ impl Supervisor {
         }
     }
 
-    /// A killed worker does not exit: nobody may answer for it, so the sessions that it serves end.
+    /// A killed worker does not exit: nobody may answer for it, so the sessions that it serves end. Who waits for one
+    /// that serves nobody waits no longer.
     pub(super) fn on_worker_stuck(&mut self, id: u64, stuck: u64) {
+        const HOW: &str = "its worker was killed and hangs in the kernel; look at its device or file system";
         let Some(model) = self.models.get_mut(&id) else { return };
+        let swapping_to = model.swap.as_ref().is_some_and(|swap| swap.to == stuck);
+        if swapping_to && model.live.as_ref().is_some_and(|live| live.worker != stuck) {
+            // Killed before it had taken, it never will: nothing of it runs any more, and the old one may resume.
+            return self.abort_swap(id, stuck, HOW, None);
+        }
+        if model.next == Some(stuck) {
+            model.next = None;
+            return self.fail_operation(id, HOW);
+        }
+        if model.recovery.worker == Some(stuck) {
+            model.recovery.worker = None;
+            return self.schedule_restart(id, HOW);
+        }
+        if model.kept.as_ref().is_some_and(|kept| kept.worker == stuck) {
+            model.kept = None;
+            return;
+        }
         let swapping_from = model.swap.as_ref().is_some_and(|swap| swap.from == Some(stuck));
         if model.live_worker() != Some(stuck) && !swapping_from {
             return;
         }
         let sessions: Vec<u64> = self.sessions.iter().filter(|(_, s)| s.model == id).map(|(n, _)| n).collect();
         for number in sessions {
-            self.end_session(number, "its worker hangs in the kernel");
+            self.end_session(number, HOW);
         }
         let Some(model) = self.models.get_mut(&id) else { return };
         if swapping_from {
@@ -281,6 +300,6 @@ impl Supervisor {
         }
         model.deaths += 1;
         model.state = ModelState::Recovering;
-        self.schedule_restart(id, "its worker hangs in the kernel");
+        self.schedule_restart(id, HOW);
     }
 }

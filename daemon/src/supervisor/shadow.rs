@@ -9,17 +9,15 @@ use super::models::Stage;
 use super::workers::Purpose;
 use super::{Supervisor, Timer};
 use inferd_ipc::control::{ReloadAnswer, Verdict, code};
-use inferd_ipc::limits::SHADOW_GRACE_MS;
 use inferd_ipc::worker_records::{Loaded, ShadowReport, ToWorker};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A shadow under way.
 #[derive(Debug, Clone)]
 pub(super) struct Shadowing {
     plan: Plan,
     began: Instant,
-    progressed: Instant,
 }
 
 impl Supervisor {
@@ -40,8 +38,8 @@ impl Supervisor {
         };
         let Some(worker) = self.workers.get_mut(&worker_id) else { return };
         worker.enter(Stage::Shadowing);
-        let now = Instant::now();
-        worker.shadowing = Some(Shadowing { plan, began: now, progressed: now });
+        worker.shadowing = Some(Shadowing { plan, began: Instant::now() });
+        let load_ms = worker.generation.config.load_ms;
         let ask = ToWorker::Shadow {
             steps: plan.steps,
             for_ms: plan.for_ms,
@@ -50,17 +48,16 @@ impl Supervisor {
             layout: record.layout.clone(),
         };
         self.tell(worker_id, &ask, &[Rc::clone(&record.readable)]);
-        self.poller.after_ms(plan.wait_ms.max(plan.for_ms.unwrap_or(0)) + SHADOW_GRACE_MS, Timer::Shadow(worker_id));
+        self.poller.after_ms(plan.wait_ms.max(plan.for_ms.unwrap_or(0)) + load_ms, Timer::Shadow(worker_id));
         self.tell_progress(id, "shadowing", Some((0, plan.steps.unwrap_or(0))));
     }
 
     /// A candidate says how far its shadow is.
     pub(super) fn on_shadowing(&mut self, worker_id: u64, done: u32, of: u32) {
         let Some(worker) = self.workers.get_mut(&worker_id) else { return };
-        let (Stage::Shadowing, Some(shadowing)) = (worker.stage, &mut worker.shadowing) else {
+        if worker.stage != Stage::Shadowing {
             return self.kill_worker(worker_id, "it told of a shadow that nobody asked for");
-        };
-        shadowing.progressed = Instant::now();
+        }
         if let Some(model) = worker.model {
             self.tell_progress(model, "shadowing", Some((done.min(of), of)));
         }
@@ -80,18 +77,15 @@ impl Supervisor {
         self.decide(id, worker_id, &loaded, Some(report));
     }
 
-    /// A shadow has taken too long, unless it still moves.
+    /// A shadow has taken too long: its steps' time, and then as much as a load may take to run them.
     pub(super) fn on_shadow_overdue(&mut self, worker_id: u64) {
         let Some(worker) = self.workers.get(&worker_id) else { return };
         let Some(shadowing) = worker.shadowing.as_ref().filter(|_| worker.stage == Stage::Shadowing) else { return };
-        let load_ms = Duration::from_millis(worker.generation.config.load_ms);
-        let still = shadowing.progressed.elapsed() < Duration::from_millis(SHADOW_GRACE_MS);
-        if still && shadowing.began.elapsed() < load_ms {
-            self.poller.after_ms(SHADOW_GRACE_MS, Timer::Shadow(worker_id));
-        } else {
-            let what = format!("its shadow was not over after {} ms", shadowing.began.elapsed().as_millis());
-            self.kill_worker(worker_id, &what);
-        }
+        let took_ms = shadowing.began.elapsed().as_millis();
+        self.kill_worker(
+            worker_id,
+            &format!("its shadow was not over after {took_ms} ms; raise load_ms or shadow less"),
+        );
     }
 
     fn decide(&mut self, id: u64, worker_id: u64, loaded: &Loaded, report: Option<ShadowReport>) {
@@ -160,7 +154,9 @@ impl Supervisor {
     /// Answers whoever asked for a refused change, with the verdict where there is one.
     pub(super) fn refuse_change(&mut self, operation: &super::operations::Operation, what: &str) {
         let Some(asker) = &operation.asker else { return };
-        let data = operation.verdict.as_ref().and_then(|verdict| serde_json::to_value(verdict).ok());
+        // What failed after the gate had opened is another matter: an accepting verdict would only confuse.
+        let refused = operation.verdict.as_ref().filter(|verdict| !verdict.accepted);
+        let data = refused.and_then(|verdict| serde_json::to_value(verdict).ok());
         self.refuse_with(asker, code::REFUSED, what, data);
     }
 }

@@ -352,7 +352,7 @@ impl Supervisor {
     }
 
     /// The worker that should have taken over is gone. `resumed`: it was an old worker that had not been granted again.
-    fn abort_swap(&mut self, id: u64, gone: u64, how: &str, resumed: Option<inferd_ipc::baton::Running>) {
+    pub(super) fn abort_swap(&mut self, id: u64, gone: u64, how: &str, resumed: Option<inferd_ipc::baton::Running>) {
         let Some(model) = self.models.get_mut(&id) else { return };
         let Some(swap) = model.swap.take() else { return };
         if model.live.as_ref().is_some_and(|live| live.worker == gone) {

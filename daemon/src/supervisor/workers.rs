@@ -392,8 +392,15 @@ impl Supervisor {
         }
         // Killed, and still not gone: stuck in the kernel. Its sessions end, for nobody may answer for it.
         tracing::error!(model = %worker.generation.config.name, pid = worker.pid(), "a killed worker does not exit; its sessions end");
-        if let Some(model) = worker.model {
-            self.on_worker_stuck(model, id);
+        match (worker.model, worker.purpose) {
+            (Some(model), _) => self.on_worker_stuck(model, id),
+            (None, Purpose::Validate(number)) => {
+                if let Some(asker) = self.validations.remove(&number) {
+                    let what = "its worker was killed and hangs in the kernel; look at its device or file system";
+                    self.refuse(&asker, inferd_ipc::control::code::REFUSED, what);
+                }
+            }
+            (None, _) => {}
         }
     }
 }

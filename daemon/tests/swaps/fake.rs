@@ -7,7 +7,9 @@ use inferd_ipc::baton::{self, Baton};
 use inferd_ipc::fdpass;
 use inferd_ipc::record::RecordLayout;
 use inferd_ipc::signature::{DType, Signature, TensorSpec};
-use inferd_ipc::worker_records::{FromWorker, Loaded, ModelSpec, ToWorker, WorkerStats, decode, encode};
+use inferd_ipc::worker_records::{
+    FromWorker, Loaded, ModelSpec, OutputDifference, ShadowReport, ToWorker, WorkerStats, decode, encode,
+};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{ExitCode, exit};
 use std::time::Duration;
@@ -88,6 +90,9 @@ impl Fake {
         if self.is("loads_twice") {
             self.send(&FromWorker::Loaded(loaded));
         }
+        if self.is("shadows_unasked") {
+            self.send(&FromWorker::Shadowed(ShadowReport::default()));
+        }
         if self.spec.validate_only {
             exit(0);
         }
@@ -120,12 +125,44 @@ impl Fake {
                 self.send(&FromWorker::Drained);
             }
             ToWorker::Retire if !self.is("ignores_orders") => exit(0),
+            ToWorker::Shadow { steps, for_ms, .. } => self.shadow(steps, for_ms),
             ToWorker::Stats => {
                 let mut stats = WorkerStats { sleeps: u64::from(self.holds), ..WorkerStats::default() };
                 stats.outcomes.insert("generation".into(), u64::from(self.spec.generation));
                 self.send(&FromWorker::Stats(stats));
             }
             _ => {}
+        }
+    }
+
+    /// Reports a shadow that it never ran.
+    fn shadow(&self, steps: Option<u32>, for_ms: Option<u64>) {
+        let steps = steps.unwrap_or(for_ms.map_or(0, |ms| ms as u32));
+        let mut out = OutputDifference { max: 0.25, mean: 0.125, worst_step: Some(7), nan: 0 };
+        let mut report = ShadowReport { steps, state: "none".into(), ..ShadowReport::default() };
+        report.new_run.p99_ns = 20_000;
+        match self.misdeed.as_str() {
+            "dies_shadowing" => exit(DIED),
+            "hangs_shadowing" => std::thread::sleep(Duration::from_secs(60)),
+            "shadows_slowly" => {
+                self.send(&FromWorker::Shadowing { done: 1, of: steps });
+                std::thread::sleep(Duration::from_millis(250));
+            }
+            "shadows_more_than_asked" => report.steps += 1,
+            "shadows_a_difference_below_zero" => out.max = -1.0,
+            "shadows_nothing" => report.steps = 0,
+            "fails_on_recorded_steps" => {
+                report.failed = 3;
+                report.first_failure = Some("the guard refused output out".into());
+            }
+            "answers_nan" => out.nan = 2,
+            _ => {}
+        }
+        let name = if self.is("shadows_another_output") { "other" } else { "out" };
+        report.outputs.insert(name.into(), out);
+        self.send(&FromWorker::Shadowed(report.clone()));
+        if self.is("shadows_twice") {
+            self.send(&FromWorker::Shadowed(report));
         }
     }
 
