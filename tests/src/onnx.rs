@@ -1,6 +1,7 @@
-//! The smallest ONNX file that is a model: `y = x + 1` elementwise, written by hand.
+//! The smallest ONNX files that are models, elementwise and written by hand: `y = x + 1`, and what only looks like it.
 //!
-//! Tests of wrong files need a right one to begin with, also on a clone that has no policies beside it.
+//! Tests of wrong files need a right one to begin with, also on a clone that has no policies beside it; tests of gates
+//! need wrong ones that no check of the file can find.
 //! Field numbers are those of `onnx.proto` (ModelProto 1, 7, 8; GraphProto 1, 2, 5, 11, 12).
 
 fn varint(mut n: u64, to: &mut Vec<u8>) {
@@ -37,19 +38,58 @@ fn value_info(name: &str, shape: &[u64]) -> Vec<u8> {
     [text(1, name), message(2, &message(1, &tensor_type))].concat()
 }
 
-/// `y = x + 1` on f32 tensors of this shape.
-#[must_use]
-pub fn plus_one(shape: &[u64]) -> Vec<u8> {
-    let one = [number(2, 1), text(8, "one"), message(9, &1.0f32.to_le_bytes())].concat();
-    let node = [text(1, "x"), text(1, "one"), text(2, "y"), text(4, "Add")].concat();
+/// An operator, its inputs and its output.
+type Node<'a> = (&'a str, &'a [&'a str], &'a str);
+
+/// A model of f32 tensors `x` and `y` of this shape; constants are numbers.
+fn elementwise(name: &str, shape: &[u64], constants: &[(&str, f32)], nodes: &[Node<'_>]) -> Vec<u8> {
+    let node = |(operator, inputs, output): &Node<'_>| {
+        let inputs: Vec<u8> = inputs.iter().flat_map(|input| text(1, input)).collect();
+        message(1, &[inputs, text(2, output), text(4, operator)].concat())
+    };
+    let constant = |(name, value): &(&str, f32)| {
+        message(5, &[number(2, 1), text(8, name), message(9, &value.to_le_bytes())].concat())
+    };
     let graph = [
-        message(1, &node),
-        text(2, "plus_one"),
-        message(5, &one),
+        nodes.iter().flat_map(node).collect(),
+        text(2, name),
+        constants.iter().flat_map(constant).collect(),
         message(11, &value_info("x", shape)),
         message(12, &value_info("y", shape)),
     ]
     .concat();
     let opset = number(2, 13);
     [number(1, 8), message(7, &graph), message(8, &opset)].concat()
+}
+
+/// `y = x + 1` on f32 tensors of this shape.
+#[must_use]
+pub fn plus_one(shape: &[u64]) -> Vec<u8> {
+    elementwise("plus_one", shape, &[("one", 1.0)], &[("Add", &["x", "one"], "y")])
+}
+
+/// `y = 1 + x`: the same arithmetic in another file.
+#[must_use]
+pub fn one_plus(shape: &[u64]) -> Vec<u8> {
+    elementwise("one_plus", shape, &[("one", 1.0)], &[("Add", &["one", "x"], "y")])
+}
+
+/// `y = x + 1` where x is at most `limit`, and `limit + 1` above: wrong only where nobody looked.
+#[must_use]
+pub fn plus_one_up_to(limit: f32, shape: &[u64]) -> Vec<u8> {
+    let nodes: &[Node<'_>] = &[("Min", &["x", "limit"], "low"), ("Add", &["low", "one"], "y")];
+    elementwise("plus_one_up_to", shape, &[("limit", limit), ("one", 1.0)], nodes)
+}
+
+/// `y = x + 1` where x is at most `limit`, and NaN above.
+#[must_use]
+pub fn plus_one_or_nan(limit: f32, shape: &[u64]) -> Vec<u8> {
+    let nodes: &[Node<'_>] = &[
+        ("Sub", &["limit", "x"], "left"),
+        ("Sqrt", &["left"], "root"),
+        ("Sub", &["root", "root"], "zero_or_nan"),
+        ("Add", &["x", "one"], "sum"),
+        ("Add", &["sum", "zero_or_nan"], "y"),
+    ];
+    elementwise("plus_one_or_nan", shape, &[("limit", limit), ("one", 1.0)], nodes)
 }
