@@ -22,25 +22,29 @@ impl Bar {
 
     /// The daemon reports.
     pub fn report(&mut self, report: &Progress) {
+        // A stage that cannot say yet of how many is one that does not count.
+        let of = report.of.filter(|of| *of > 0).map(u64::from);
         let begins = self.stage != report.stage;
+        let template = match of {
+            Some(_) => "{spinner} {msg} [{bar:30}] {pos}/{len} {elapsed}",
+            None => "{spinner} {msg} {elapsed}",
+        };
+        if (begins || self.bar.length() != of)
+            && let Ok(style) = ProgressStyle::with_template(template)
+        {
+            self.bar.set_style(style.progress_chars("=> "));
+        }
+        if let Some(of) = of {
+            self.bar.set_length(of);
+            self.bar.set_position(report.done.unwrap_or(0).into());
+        } else {
+            self.bar.unset_length();
+        }
         if begins {
             self.stage.clone_from(&report.stage);
             self.bar.reset_elapsed();
             self.bar.set_message(plain(&format!("{}: {}", report.model, report.stage)));
             self.bar.enable_steady_tick(Duration::from_millis(100));
-        }
-        let template = match report.of {
-            Some(_) => "{spinner} {msg} [{bar:30}] {pos}/{len} {elapsed}",
-            None => "{spinner} {msg} {elapsed}",
-        };
-        if let Ok(style) = ProgressStyle::with_template(template)
-            && (begins || self.bar.length() != report.of.map(u64::from))
-        {
-            self.bar.set_style(style.progress_chars("=> "));
-        }
-        if let Some(of) = report.of {
-            self.bar.set_length(of.into());
-            self.bar.set_position(report.done.unwrap_or(0).into());
         }
     }
 

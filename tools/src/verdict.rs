@@ -60,7 +60,7 @@ fn state(state: &str) -> &str {
     match state {
         "carried" => "carried over",
         "reset" => "reset: sessions begin afresh, flagged",
-        "none" => "none kept",
+        "none" => "none: the model keeps none",
         other => other,
     }
 }
