@@ -4,7 +4,7 @@
 
 CACHE_DIR = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/inferd
 CARGO_TARGET_DIR ?= $(CACHE_DIR)/target
-export CARGO_TARGET_DIR
+export CARGO_TARGET_DIR CACHE_DIR
 
 CARGO ?= cargo
 CC ?= cc
@@ -17,7 +17,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
 BIN_DIR = $(CARGO_TARGET_DIR)/release
 POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 
-.PHONY: all build c examples policy demo test bench bench-peers lint fmt deps install uninstall clean campaign help
+.PHONY: all build torch c examples policy demo test bench bench-peers lint fmt deps install uninstall clean campaign help
 .DEFAULT_GOAL := build
 
 help: ## this list
@@ -25,6 +25,9 @@ help: ## this list
 
 build: c ## daemon, worker, inferctl (release) and the C library
 	$(CARGO) build --release --locked --workspace --bins --examples
+
+torch: ## inferd-worker-torch, for TorchScript; finds or fetches libtorch (500 MB in the cache folder)
+	sh scripts/build_worker.sh torch
 
 include scripts/client-c.mk
 
@@ -36,7 +39,14 @@ examples: build $(C_EXAMPLES) ## both robot examples, Rust and C
 demo: examples policy ## a policy served at 1 kHz, reloaded and killed in between
 	$(PYTHON) examples/demo/demo.py --bin-dir "$(BIN_DIR)" --c-dir "$(C_DIR)" --policy "$(POLICY_DIR)/policy.onnx"
 
-test: build examples $(C_DRIVER) ## every suite; prints `N passed, N failed, N skipped` at the end
+# Workers with a library of their own, which the tests build too: `make test TORCH=0` leaves one out.
+LIBRARY_WORKERS =
+TORCH ?= 1
+ORT ?= 1
+export TORCH ORT
+
+test: build examples $(C_DRIVER) ## every suite; prints `N passed, N failed, N skipped` at the end (TORCH=0, ORT=0: without those)
+	for worker in $(LIBRARY_WORKERS); do sh scripts/build_worker.sh --or-skip $$worker || exit 1; done
 	sh scripts/run_tests.sh
 
 campaign: build examples $(C_DRIVER) ## the same suites with campaign counts, bounded by CAMPAIGN_S (default 3600)

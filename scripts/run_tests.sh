@@ -13,6 +13,13 @@ cd "$(dirname "$0")/.." || exit 1
 : "${CARGO_TARGET_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/inferd/target}"
 export CARGO CARGO_TARGET_DIR
 BUDGET_S=300
+# Workers that stand on a library of their own have their unit tests apart, where the library is (scripts/build_worker.sh).
+: "${TORCH:=1}" "${ORT:=1}" "${LIBTORCH:=}"
+if [ "$TORCH" != 0 ] && [ -z "$LIBTORCH" ] && [ -x "$CARGO_TARGET_DIR/release/inferd-worker-torch" ]; then
+    LIBTORCH=$(${PYTHON:-python3} scripts/fetch_libtorch.py "${CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/inferd}/libtorch-2.11.0")
+fi
+[ "$TORCH" != 0 ] || LIBTORCH=
+export TORCH ORT LIBTORCH
 LOGS=$CARGO_TARGET_DIR/test-logs
 ALLOWED=tests/allowed-skips.txt
 
@@ -28,7 +35,7 @@ budget_of() {
 }
 
 suites() {
-    printf '%s\n' tree lint units docs loom client-c
+    printf '%s\n' tree lint units docs loom client-c torch-units
     # A test is a file, or a folder with a main.rs.
     for file in */tests/*.rs */tests/*/main.rs; do
         case $file in
@@ -48,6 +55,10 @@ run_suite() {
     client-c) make -C client-c test BUILD="$CARGO_TARGET_DIR/client-c-tests" ;;
     units) $CARGO test --release --locked --workspace --lib --bins --examples -- --show-output ;;
     docs) $CARGO test --release --locked --workspace --doc -- --show-output ;;
+    torch-units)
+        [ -n "$LIBTORCH" ] || { echo "SKIP torch-units: inferd-worker-torch is not built (make torch)" && return 0; }
+        $CARGO test --release --locked -p inferd-worker-torch --features libtorch -- --show-output
+        ;;
     *) $CARGO test --release --locked --workspace --test "$1" -- --show-output ;;
     esac
 }
