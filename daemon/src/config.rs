@@ -19,11 +19,11 @@ pub use change::{GateConfig, KeepPrevious, RecordConfig};
 pub use diff::{Diff, ModelChange};
 pub use error::{ConfigError, ConfigErrors, Place};
 pub use files::config_file;
-pub(crate) use sections::{backend, options};
+pub(crate) use sections::{backend, device, options, precision};
 
 use inferd_ipc::layout::{Backing, Queue};
 use inferd_ipc::limits;
-use inferd_ipc::worker_records::{Scheduling, Waiting};
+use inferd_ipc::worker_records::{Device, Precision, Scheduling, Waiting};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -130,6 +130,10 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// Backend; chosen from manifest and file when absent.
     pub backend: Option<String>,
+    /// Where it runs; the manifest's when absent.
+    pub device: Option<Device>,
+    /// What it computes in; the manifest's when absent.
+    pub precision: Option<Precision>,
     /// Slots of a session at most.
     pub slots: u32,
     /// Queue of sessions that do not choose.
@@ -168,6 +172,8 @@ impl ModelConfig {
             name: name.to_owned(),
             path: path.to_owned(),
             backend: None,
+            device: None,
+            precision: None,
             slots: limits::SLOTS_DEFAULT,
             queue: Queue::InOrder,
             cpu: None,

@@ -13,7 +13,7 @@ use crate::config::reader::Document;
 use crate::config::{ConfigError, ConfigErrors, IpcConfig, ModelConfig, Place};
 use crate::staging::{self, StageFile};
 use inferd_ipc::signature::Signature;
-use inferd_ipc::worker_records::{GoldenPair, ModelSpec, StatePair, TensorRules};
+use inferd_ipc::worker_records::{Device, GoldenPair, ModelSpec, Precision, StatePair, TensorRules};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -68,6 +68,10 @@ pub struct Manifest {
     pub golden: Vec<GoldenPair>,
     /// Least number of warm-up runs; 0 for until latency is flat.
     pub warm_up_runs: u32,
+    /// Where it runs.
+    pub device: Option<Device>,
+    /// What it computes in.
+    pub precision: Option<Precision>,
     /// Options of the backend.
     pub options: BTreeMap<String, String>,
 }
@@ -148,6 +152,8 @@ impl ModelSource {
             baton_entry: role.baton_entry,
             backend: self.backend.clone(),
             file: self.file_name.clone(),
+            device: model.device.or(m.device).unwrap_or_default(),
+            precision: model.precision.or(m.precision).unwrap_or_default(),
             options,
             dimensions: m.dimensions.clone(),
             inputs: m.inputs.clone(),

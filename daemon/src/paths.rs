@@ -157,6 +157,9 @@ pub fn worker_dir(configured: Option<&Path>) -> PathBuf {
     beside.parent().unwrap_or(Path::new("/")).join("libexec/inferd")
 }
 
+/// Backends whose workers stand on a library that the general worker does not carry.
+const APART: [&str; 2] = ["torch", "ort"];
+
 /// The worker binary for a backend: `inferd-worker-BACKEND` if it is there, else `inferd-worker`.
 ///
 /// # Errors
@@ -165,10 +168,16 @@ pub fn worker_binary(dir: &Path, backend: &str) -> Result<PathBuf, ConfigError> 
     let own = dir.join(format!("inferd-worker-{backend}"));
     let general = dir.join("inferd-worker");
     let executable = |file: &Path| nix::unistd::access(file, nix::unistd::AccessFlags::X_OK).is_ok() && file.is_file();
-    for file in [&own, &general] {
-        if executable(file) {
-            return Ok(file.clone());
-        }
+    if executable(&own) {
+        return Ok(own);
+    }
+    if APART.contains(&backend) {
+        let what = format!("no worker for backend {backend:?}: {} is not there", own.display());
+        let remedy = format!("build it (make {backend}), or install the package inferd-{backend}");
+        return Err(ConfigError::nowhere(what, remedy));
+    }
+    if executable(&general) {
+        return Ok(general);
     }
     let what = format!("no worker for backend {backend:?}: neither {} nor {}", own.display(), general.display());
     let remedy = "install one there, or name its folder with --worker-dir or INFERD_WORKER_DIR";
@@ -234,7 +243,7 @@ mod tests {
     fn a_backend_s_own_worker_comes_before_the_general_one() {
         let root = tempfile::tempdir().expect("a folder");
         let error = worker_binary(root.path(), "torch").expect_err("nothing there");
-        assert!(error.what.contains("inferd-worker-torch"), "{error}");
+        assert!(error.what.contains("inferd-worker-torch") && error.remedy.contains("make torch"), "{error}");
         for name in ["inferd-worker", "inferd-worker-torch"] {
             std::fs::write(root.path().join(name), "#!/bin/sh\n").expect("written");
             std::fs::set_permissions(root.path().join(name), std::fs::Permissions::from_mode(0o755)).expect("chmod");

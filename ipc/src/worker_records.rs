@@ -24,6 +24,69 @@ pub enum Scheduling {
     Fifo(u8),
 }
 
+/// Where a model runs: `cpu`, or `cuda:N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// The GPU of that number.
+    Cuda(u16),
+}
+
+impl Device {
+    /// Reads `cpu`, `cuda:N`, or `cuda` for the first one.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Device> {
+        match name {
+            "cpu" => Some(Device::Cpu),
+            "cuda" => Some(Device::Cuda(0)),
+            _ => name.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Device::Cuda),
+        }
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// What a model computes in, where it may choose; what clients see stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// As the file says: f32.
+    #[default]
+    Fp32,
+    /// f16 where that is safe.
+    Fp16,
+    /// bf16 where that is safe.
+    Bf16,
+}
+
+impl Precision {
+    /// Reads `fp32`, `fp16`, `bf16`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Precision> {
+        [Precision::Fp32, Precision::Fp16, Precision::Bf16].into_iter().find(|p| p.name() == name)
+    }
+
+    /// The name used in configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Precision::Fp32 => "fp32",
+            Precision::Fp16 => "fp16",
+            Precision::Bf16 => "bf16",
+        }
+    }
+}
+
 /// A number for every element, or one number per element along the last axis.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -105,6 +168,10 @@ pub struct ModelSpec {
     pub backend: String,
     /// The model file's name, for messages; its descriptor comes with the record.
     pub file: String,
+    /// Where it runs.
+    pub device: Device,
+    /// What it computes in.
+    pub precision: Precision,
     /// Options of the backend, from configuration and manifest.
     pub options: BTreeMap<String, String>,
     /// Values of the file's symbolic dimensions; a symbolic batch without one is 1.
@@ -248,6 +315,15 @@ pub struct WorkerStats {
     pub queue: StageStats,
     /// The run, guard included.
     pub model: StageStats,
+    /// Of the run: inputs to the device, for a model that runs on one of its own.
+    #[serde(default)]
+    pub to_device: StageStats,
+    /// Of the run: the device's own time.
+    #[serde(default)]
+    pub on_device: StageStats,
+    /// Of the run: outputs from the device.
+    #[serde(default)]
+    pub from_device: StageStats,
     /// Times the executor slept.
     pub sleeps: u64,
 }

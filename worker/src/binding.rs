@@ -5,6 +5,7 @@
 //! its tensors lies in the model. State tensors lie one after the other in a half of the state region,
 //! each on a 64-byte boundary, in the order of the manifest's pairs.
 
+use crate::backend::HiddenState;
 use crate::conditioning::{Affine, columns_of};
 use crate::guard::Guard;
 use crate::policy::{InputPort, OutputPort, Ports, StatePort};
@@ -14,11 +15,19 @@ use inferd_ipc::worker_records::{ModelSpec, TensorRules};
 use std::collections::BTreeMap;
 
 /// Checks everything, and settles what goes where.
-pub(crate) fn bind(spec: &ModelSpec, inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Result<Ports, ModelError> {
-    let inputs = apply_rules("inputs", &spec.file, inputs, &spec.inputs, &spec.input_order)?;
-    let outputs = apply_rules("outputs", &spec.file, outputs, &spec.outputs, &spec.output_order)?;
+pub(crate) fn bind(
+    spec: &ModelSpec,
+    inputs: &[TensorSpec],
+    outputs: &[TensorSpec],
+    hidden: &[HiddenState],
+) -> Result<Ports, ModelError> {
+    let (hidden_in, hidden_out) =
+        (|i: usize| hidden.iter().any(|h| h.input == i), |i: usize| hidden.iter().any(|h| h.output == i));
+    let inputs = apply_rules("inputs", &spec.file, inputs, &hidden_in, &spec.inputs, &spec.input_order)?;
+    let outputs = apply_rules("outputs", &spec.file, outputs, &hidden_out, &spec.outputs, &spec.output_order)?;
+    let stateful = !spec.state.is_empty() || !hidden.is_empty();
     let mut ports = Ports {
-        signature: Signature { inputs: Vec::new(), outputs: Vec::new(), stateful: !spec.state.is_empty() },
+        signature: Signature { inputs: Vec::new(), outputs: Vec::new(), stateful },
         inputs: Vec::new(),
         outputs: Vec::new(),
         states: Vec::new(),
@@ -27,6 +36,9 @@ pub(crate) fn bind(spec: &ModelSpec, inputs: &[TensorSpec], outputs: &[TensorSpe
         state_layout: String::new(),
     };
     bind_states(spec, &inputs, &outputs, &mut ports)?;
+    for pair in hidden {
+        ports.add_state(pair.input, pair.output, &inputs[pair.input], &outputs[pair.output], false);
+    }
     let none = TensorRules::default();
     for (model_input, tensor) in inputs.iter().enumerate() {
         if ports.states.iter().any(|s| s.model_input == model_input) {
@@ -53,28 +65,31 @@ pub(crate) fn bind(spec: &ModelSpec, inputs: &[TensorSpec], outputs: &[TensorSpe
     Ok(ports)
 }
 
-/// The file's tensors with what the manifest adds to them.
+/// The file's tensors with what the manifest adds to those that are not hidden.
 fn apply_rules(
     side: &str,
     file: &str,
     tensors: &[TensorSpec],
+    hidden: &dyn Fn(usize) -> bool,
     rules: &BTreeMap<String, TensorRules>,
     order: &[String],
 ) -> Result<Vec<TensorSpec>, ModelError> {
-    let names = tensors.iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join(", ");
+    let seen: Vec<&str> = (0..tensors.len()).filter(|i| !hidden(*i)).map(|i| tensors[i].name.as_str()).collect();
+    let names = seen.join(", ");
     for name in rules.keys().chain(order) {
-        if !tensors.iter().any(|t| t.name == *name) {
+        if !seen.contains(&name.as_str()) {
             let what = format!("{file:?} has no such tensor among its {side}: {names}");
             return Err(manifest(format!("[{side}.{name}]"), what, "correct the name, or remove the section"));
         }
     }
-    let listed: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).filter(|n| order.iter().any(|o| o == n)).collect();
+    let listed: Vec<&str> = seen.iter().copied().filter(|n| order.iter().any(|o| o == n)).collect();
     if listed != order {
         let what = format!("is {order:?}, but {file:?} has {listed:?}");
         let remedy = "remove the order: this file says its own";
         return Err(manifest(format!("order of {side}"), what, remedy));
     }
-    tensors.iter().map(|t| rules.get(&t.name).map_or(Ok(t.clone()), |r| apply(side, file, t, r))).collect()
+    let ruled = |i: usize| rules.get(&tensors[i].name).filter(|_| !hidden(i));
+    (0..tensors.len()).map(|i| ruled(i).map_or(Ok(tensors[i].clone()), |r| apply(side, file, &tensors[i], r))).collect()
 }
 
 fn apply(side: &str, file: &str, tensor: &TensorSpec, rules: &TensorRules) -> Result<TensorSpec, ModelError> {
@@ -145,14 +160,28 @@ fn bind_states(
             }
         }
         let allow_non_finite = rules.into_iter().flatten().any(|r| r.allow_non_finite);
-        let offset = ports.state_bytes;
-        ports.state_offsets.push(offset);
-        ports.state_bytes = (offset + input.bytes()).next_multiple_of(TENSOR_ALIGN);
-        let dims = input.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-        ports.state_layout += &format!("{}<-{}:{}[{dims}]@{offset};", input.name, output.name, input.dtype);
-        ports.states.push(StatePort { model_input, model_output, guard: Guard::of_state(output, allow_non_finite) });
+        ports.add_state(model_input, model_output, input, output, allow_non_finite);
     }
     Ok(())
+}
+
+impl Ports {
+    /// Gives a state pair the next place in the state region.
+    fn add_state(
+        &mut self,
+        model_input: usize,
+        model_output: usize,
+        input: &TensorSpec,
+        output: &TensorSpec,
+        allow_non_finite: bool,
+    ) {
+        let offset = self.state_bytes;
+        self.state_offsets.push(offset);
+        self.state_bytes = (offset + input.bytes()).next_multiple_of(TENSOR_ALIGN);
+        let dims = input.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        self.state_layout += &format!("{}<-{}:{}[{dims}]@{offset};", input.name, output.name, input.dtype);
+        self.states.push(StatePort { model_input, model_output, guard: Guard::of_state(output, allow_non_finite) });
+    }
 }
 
 /// A reload keeps the signature; anything else is a new model.

@@ -2,10 +2,10 @@
 //!
 //! A recording is an npz file with `in.<input>` and `out.<output>`, each with a leading step axis, and
 //! optionally `reset` (bool per step); other arrays are ignored. State inputs are left to the model: it
-//! starts from zeros, and its state is fed back from step to step. What `inferctl dump` saved also has
-//! `state.<input>`, the state that each step began with, which is used then, and `status`: steps that did
-//! not end in `ok` are left out. Values are compared after everything that the manifest asks for, as a
-//! client would see them; a recorded state output too.
+//! starts from its reset value (zeros, save for hidden state), and its state is fed back from step to step.
+//! What `inferctl dump` saved also has `state.<input>`, the state that each step began with, which is used then,
+//! and `status`: steps that did not end in `ok` are left out. Values are compared after everything that the
+//! manifest asks for, as a client would see them; a recorded state output too.
 
 use crate::files::FileSource;
 use crate::policy::Policy;
@@ -48,7 +48,7 @@ pub struct Recording {
     pub inputs: BTreeMap<String, Array>,
     /// `out.<name>`, by name.
     pub outputs: BTreeMap<String, Array>,
-    /// Steps before which the state is zeroed; empty for none.
+    /// Steps before which the state is reset; empty for none.
     pub reset: Vec<bool>,
     /// `state.<name>`, by name: the state that each step began with.
     pub states: BTreeMap<String, Array>,
@@ -237,7 +237,7 @@ fn replay(policy: &mut Policy, pair: &GoldenPair, recording: &Recording) -> Resu
             policy.state_in_mut(k).copy_from_slice(state.step(step));
         }
         if recorded_states.is_empty() && (step == 0 || recording.reset.get(step) == Some(&true)) {
-            (0..states).for_each(|k| policy.state_in_mut(k).fill(0));
+            (0..states).for_each(|k| policy.reset_state(k));
         }
         for (i, name) in input_names.iter().enumerate() {
             policy.input_mut(i).copy_from_slice(recording.inputs[name].step(step));

@@ -6,7 +6,7 @@
 //! Every one of them has to be filled for every step, for conditioning works in place. Steps allocate
 //! nothing of ours on the good path. Whose state it is, and when a step commits, is the executor's.
 
-use crate::backend::{self, Model};
+use crate::backend::{self, DeviceTimes, Model};
 use crate::conditioning::{Affine, RejectReason, Rejected, first_non_finite, first_not_bool};
 use crate::contain::contain;
 use crate::files::FileSource;
@@ -99,7 +99,7 @@ impl Policy {
         let version = format!("{} {}", backend.name(), backend.version());
         let model = contain(&place, || backend.load(spec, files, &mut |w| progress(&format!("warning: {w}"))))?;
         progress("checking");
-        let ports = binding::bind(spec, model.inputs(), model.outputs())?;
+        let ports = binding::bind(spec, model.inputs(), model.outputs(), model.hidden_state())?;
         let load_us = micros(start);
         let mut policy = Policy { model, ports, place };
         let golden_difference_max = golden::check(&mut policy, spec, files)?;
@@ -132,10 +132,26 @@ impl Policy {
         self.model.input_mut(self.ports.inputs[i].model_input)
     }
 
-    /// The buffer of state tensor `k`, to be filled before each step: zeros after a reset, else what
-    /// [`Policy::state_out`] gave after the session's last committed step.
+    /// The buffer of state tensor `k`, to be filled before each step with what [`Policy::state_out`] gave after the
+    /// session's last committed step; [`Policy::reset_state`] fills it for the first one.
     pub fn state_in_mut(&mut self, k: usize) -> &mut [u8] {
         self.model.input_mut(self.ports.states[k].model_input)
+    }
+
+    /// Fills state tensor `k` with what a session begins with: what the model says of it, else zeros.
+    pub fn reset_state(&mut self, k: usize) {
+        let input = self.ports.states[k].model_input;
+        // The buffer and the value lie in one model; the value is as short as state is, and a reset is rare.
+        match self.model.reset_value(input).map(<[u8]>::to_vec) {
+            Some(value) => self.model.input_mut(input).copy_from_slice(&value),
+            None => self.model.input_mut(input).fill(0),
+        }
+    }
+
+    /// How long the last run's stages took, where the model runs on a device of its own.
+    #[must_use]
+    pub fn device_times(&self) -> Option<DeviceTimes> {
+        self.model.device_times()
     }
 
     /// Offset of each state tensor within one half of the state region; empty for a stateless model.

@@ -3,6 +3,7 @@
 //! Recording is a few relaxed stores to memory of this process: no lock, no system call. Latencies go
 //! into log-linear buckets (16 per power of two, so that a percentile is exact to 6 %).
 
+use crate::backend::DeviceTimes;
 use inferd_ipc::layout::{REPLY_LATE, Status};
 use inferd_ipc::worker_records::{StageStats, WorkerStats};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -80,6 +81,9 @@ pub struct Stats {
     sleeps: AtomicU64,
     queue: Histogram,
     model: Histogram,
+    to_device: Histogram,
+    on_device: Histogram,
+    from_device: Histogram,
 }
 
 /// Latencies longer than this say that a client's submit time is not a time; they are not recorded.
@@ -104,6 +108,13 @@ impl Stats {
         self.model.record(t_done_ns.saturating_sub(t_start_ns));
     }
 
+    /// Records the stages of one run on a device of its own.
+    pub fn device(&self, times: DeviceTimes) {
+        self.to_device.record(times.to_device_ns);
+        self.on_device.record(times.on_device_ns);
+        self.from_device.record(times.from_device_ns);
+    }
+
     /// Records that the executor slept.
     pub fn slept(&self) {
         add(&self.sleeps, 1);
@@ -120,6 +131,9 @@ impl Stats {
             outcomes,
             queue: self.queue.stats(),
             model: self.model.stats(),
+            to_device: self.to_device.stats(),
+            on_device: self.on_device.stats(),
+            from_device: self.from_device.stats(),
             sleeps: self.sleeps.load(Ordering::Relaxed),
         }
     }

@@ -203,6 +203,9 @@ impl Stepper {
         session.ring(how);
         self.stats.reply(Status::Ok, flags, request.skipped);
         self.stats.run(request.t_submit_ns, t_start_ns, t_done_ns);
+        if let Some(times) = self.policy.device_times() {
+            self.stats.device(times);
+        }
         self.end(Outcome::Done, Status::Ok, flags, t_done_ns - t_start_ns)
     }
 
@@ -253,10 +256,9 @@ impl Stepper {
         let Some(state) = &session.state else { return };
         for k in 0..self.policy.state_offsets().len() {
             let offset = self.policy.state_offsets()[k] as usize;
-            let buffer = self.policy.state_in_mut(k);
             match source {
-                Source::At(half) => state.read(half + offset, buffer),
-                _ => buffer.fill(0),
+                Source::At(half) => state.read(half + offset, self.policy.state_in_mut(k)),
+                _ => self.policy.reset_state(k),
             }
         }
     }

@@ -75,14 +75,14 @@ fn find_probe(policy: &mut Policy) -> Result<f32, ModelError> {
     Err(ModelError { place, ..error })
 }
 
-/// Fills every input that clients see, and every state with zeros.
+/// Fills every input that clients see, and resets every state.
 fn fill(policy: &mut Policy, value: f32) {
     for i in 0..policy.signature().inputs.len() {
         let dtype = policy.signature().inputs[i].dtype;
         fill_bytes(dtype, policy.input_mut(i), value);
     }
     for k in 0..policy.state_offsets().len() {
-        policy.state_in_mut(k).fill(0);
+        policy.reset_state(k);
     }
 }
 

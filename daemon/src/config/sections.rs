@@ -6,7 +6,7 @@ use super::{Config, ModelConfig, SocketConfig, SocketGroup, change, is_backend_n
 use inferd_ipc::attach::is_model_name;
 use inferd_ipc::layout::{Backing, Queue};
 use inferd_ipc::limits;
-use inferd_ipc::worker_records::{Scheduling, Waiting};
+use inferd_ipc::worker_records::{Device, Precision, Scheduling, Waiting};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::{Gid, Group, Pid, Uid, getgroups};
 use std::collections::BTreeMap;
@@ -142,6 +142,8 @@ fn model(name: &str, s: &mut Section<'_>, errors: &mut Vec<ConfigError>) -> Mode
     }
     let mut model = ModelConfig::new(name, &path.unwrap_or_default());
     model.backend = backend(s, errors);
+    model.device = device(s, errors);
+    model.precision = precision(s, errors);
     set(&mut model.slots, s.count("slots", 1, u64::from(limits::SLOTS_MAX), errors).map(|v| v as u32));
     set(&mut model.queue, s.plain::<Queue>("queue", "\"latest\" or \"in_order\"", errors));
     model.cpu = cpu(s, errors);
@@ -189,6 +191,33 @@ pub(crate) fn backend(s: &mut Section<'_>, errors: &mut Vec<ConfigError>) -> Opt
     let what = format!("{}: {:?} is not a backend's name", s.key("backend"), value.get_ref());
     s.refuse(&value, what, &format!("give {expected}"), errors);
     None
+}
+
+/// The device that a model runs on, in a configuration or a manifest.
+pub(crate) fn device(s: &mut Section<'_>, errors: &mut Vec<ConfigError>) -> Option<Device> {
+    const EXPECTED: &str = "\"cpu\" or \"cuda:N\"";
+    named(s, "device", EXPECTED, Device::from_name, errors)
+}
+
+/// What a model computes in, in a configuration or a manifest.
+pub(crate) fn precision(s: &mut Section<'_>, errors: &mut Vec<ConfigError>) -> Option<Precision> {
+    const EXPECTED: &str = "\"fp32\", \"fp16\" or \"bf16\"";
+    named(s, "precision", EXPECTED, Precision::from_name, errors)
+}
+
+fn named<T>(
+    s: &mut Section<'_>,
+    key: &'static str,
+    expected: &str,
+    read: impl Fn(&str) -> Option<T>,
+    errors: &mut Vec<ConfigError>,
+) -> Option<T> {
+    let value: Spanned<String> = s.value(key, expected, errors)?;
+    let found = read(value.get_ref());
+    if found.is_none() {
+        s.refuse(&value, format!("{} is {:?}", s.key(key), value.get_ref()), &format!("give {expected}"), errors);
+    }
+    found
 }
 
 /// Options of a backend: strings, numbers and truth values, all handed on as text.

@@ -21,6 +21,8 @@ pub(super) fn manifest(document: &Document, errors: &mut Errors) -> Manifest {
     let Some(mut root) = document.parse(errors) else { return m };
     m.file = relative_file(&mut root, "file", errors);
     m.backend = config::backend(&mut root, errors);
+    m.device = config::device(&mut root, errors);
+    m.precision = config::precision(&mut root, errors);
     m.sha256 = sha256(&mut root, errors);
     m.licence = root.plain("licence", "text in quotes", errors);
     m.source = root.plain("source", "text in quotes", errors);

@@ -5,7 +5,7 @@
 //! plus one in every element, so that continuity can be checked; `show_state` names an output that shows it. Options make it slow or faulty on
 //! purpose; delays and faults begin once the model is live, and steps count from 1 there.
 
-use super::{Backend, Model, check_size};
+use super::{Backend, Model, check_size, only_cpu_fp32};
 use crate::aligned::AlignedBytes;
 use crate::{Fault, ModelError, files::FileSource};
 use half::{bf16, f16};
@@ -75,6 +75,7 @@ impl Backend for Echo {
         _files: &mut dyn FileSource,
         _warn: &mut dyn FnMut(&str),
     ) -> Result<Box<dyn Model>, ModelError> {
+        only_cpu_fp32(spec)?;
         let options = Options::parse(spec)?;
         let inputs = tensors(&spec.inputs, &spec.input_order, "inputs")?;
         let outputs = tensors(&spec.outputs, &spec.output_order, "outputs")?;

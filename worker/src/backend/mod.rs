@@ -8,7 +8,7 @@
 use crate::{Fault, ModelError, files::FileSource};
 use inferd_ipc::limits::{RANK_MAX, TENSOR_BYTES_MAX};
 use inferd_ipc::signature::TensorSpec;
-use inferd_ipc::worker_records::ModelSpec;
+use inferd_ipc::worker_records::{Device, ModelSpec, Precision};
 
 pub mod echo;
 #[cfg(feature = "tract")]
@@ -35,6 +35,28 @@ pub trait Backend: Sync {
     ) -> Result<Box<dyn Model>, ModelError>;
 }
 
+/// A pair of tensors that hold state which the model keeps inside itself: no manifest names it, no client sees it.
+///
+/// Input and output are indices among the model's own. Their names are for messages and for comparing generations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HiddenState {
+    /// The input that sets it before a run.
+    pub input: usize,
+    /// The output that shows it after a run.
+    pub output: usize,
+}
+
+/// Nanoseconds of a run on a device of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeviceTimes {
+    /// Inputs to the device.
+    pub to_device_ns: u64,
+    /// The model.
+    pub on_device_ns: u64,
+    /// Outputs from the device.
+    pub from_device_ns: u64,
+}
+
 /// A loaded model: buffers for its inputs, a run, views of its outputs.
 pub trait Model: Send {
     /// All inputs of the file in its own order, recurrent state among them.
@@ -55,6 +77,22 @@ pub trait Model: Send {
 
     /// Output `i` of the last successful run, contiguous and row-major; valid until the next run.
     fn output(&self, i: usize) -> &[u8];
+
+    /// State that the model keeps inside itself, as pairs of tensors: a session's is put in before each of its
+    /// runs and taken out after it, like that of any other pair.
+    fn hidden_state(&self) -> &[HiddenState] {
+        &[]
+    }
+
+    /// What a state input holds when a session begins or is reset; zeros where there is none.
+    fn reset_value(&self, _input: usize) -> Option<&[u8]> {
+        None
+    }
+
+    /// How long the last run's stages took, where the model runs on a device of its own.
+    fn device_times(&self) -> Option<DeviceTimes> {
+        None
+    }
 
     /// Called once, after golden pairs and warm-up: from here on every run is a session's step.
     fn went_live(&mut self) {}
@@ -79,9 +117,31 @@ pub fn by_name(name: &str) -> Result<Box<dyn Backend>, ModelError> {
             Fault::Unsupported,
             format!("backend {name:?}"),
             format!("is not in this worker, which has {}", names().join(", ")),
-            format!("correct `backend`, or install inferd-worker-{name} beside the daemon"),
+            match name {
+                "torch" | "ort" => {
+                    format!("build inferd-worker-{name} (make {name}), or install the package inferd-{name}")
+                }
+                _ => format!("correct `backend`, or install inferd-worker-{name} beside the daemon"),
+            },
         )),
     }
+}
+
+/// Refuses a device and a precision that a backend does not have.
+///
+/// # Errors
+/// [`Fault::Unsupported`] names them, and who has them.
+pub fn only_cpu_fp32(spec: &ModelSpec) -> Result<(), ModelError> {
+    if spec.device == Device::Cpu && spec.precision == Precision::Fp32 {
+        return Ok(());
+    }
+    let (backend, device, precision) = (&spec.backend, spec.device, spec.precision.name());
+    Err(ModelError::new(
+        Fault::Unsupported,
+        format!("device = \"{device}\", precision = \"{precision}\" of model {:?}", spec.model),
+        format!("backend {backend:?} computes on the CPU, as the file says"),
+        "remove the two keys, or serve the model with a backend that has them",
+    ))
 }
 
 /// Refuses a tensor that is over a limit, before anything of its size is allocated.

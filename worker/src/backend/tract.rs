@@ -6,7 +6,7 @@
 //! shape that depends on the values is refused. Input tensors are kept from run to run; tract itself
 //! allocates for what it computes. Options: `optimise` = `true` | `false`.
 
-use super::{Backend, Model, check_size};
+use super::{Backend, Model, check_size, only_cpu_fp32};
 use crate::aligned::AlignedBytes;
 use crate::contain::contain;
 use crate::files::FileSource;
@@ -49,6 +49,7 @@ impl Backend for Tract {
         files: &mut dyn FileSource,
         warn: &mut dyn FnMut(&str),
     ) -> Result<Box<dyn Model>, ModelError> {
+        only_cpu_fp32(spec)?;
         let optimise = option(spec)?;
         let mut proto = read(spec, files)?;
         let framework = tract_onnx::onnx();

@@ -11,15 +11,19 @@ pub type Named<'a> = (&'a str, DType, &'a [u64], &'a [u8]);
 /// On a bf16 array: numpy has no such type.
 #[must_use]
 pub fn npz(arrays: &[Named<'_>]) -> Vec<u8> {
+    let files = arrays.iter().map(|(name, dtype, shape, bytes)| (format!("{name}.npy"), npy(*dtype, shape, bytes)));
+    archive(&files.collect::<Vec<_>>())
+}
+
+/// The bytes of a zip archive that stores its files as they are.
+pub(super) fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
-    for (name, dtype, shape, bytes) in arrays {
-        let name = format!("{name}.npy");
-        let content = npy(*dtype, shape, bytes);
+    for (name, content) in files {
         let mut common = Vec::new();
         for v in [20u16, 0, 0, 0, 0x21] {
             common.extend_from_slice(&v.to_le_bytes());
         }
-        for v in [crc32(&content), content.len() as u32, content.len() as u32] {
+        for v in [crc32(content), content.len() as u32, content.len() as u32] {
             common.extend_from_slice(&v.to_le_bytes());
         }
         common.extend_from_slice(&(name.len() as u16).to_le_bytes());
@@ -28,14 +32,14 @@ pub fn npz(arrays: &[Named<'_>]) -> Vec<u8> {
         file.extend_from_slice(b"PK\x03\x04");
         file.extend_from_slice(&common);
         file.extend_from_slice(name.as_bytes());
-        file.extend_from_slice(&content);
+        file.extend_from_slice(content);
         directory.extend_from_slice(b"PK\x01\x02\x14\x00");
         directory.extend_from_slice(&common);
         directory.extend_from_slice(&[0; 10]);
         directory.extend_from_slice(&at.to_le_bytes());
         directory.extend_from_slice(name.as_bytes());
     }
-    let (at, count) = (file.len() as u32, arrays.len() as u16);
+    let (at, count) = (file.len() as u32, files.len() as u16);
     file.extend_from_slice(&directory);
     file.extend_from_slice(b"PK\x05\x06\0\0\0\0");
     file.extend_from_slice(&[count.to_le_bytes(), count.to_le_bytes()].concat());

@@ -1,7 +1,7 @@
 //! Specs as the supervisor makes them from an empty configuration.
 
 use inferd_ipc::signature::{DType, TensorSpec};
-use inferd_ipc::worker_records::{ModelSpec, Scheduling, TensorRules, Waiting};
+use inferd_ipc::worker_records::{Device, ModelSpec, Precision, Scheduling, TensorRules, Waiting};
 use std::collections::BTreeMap;
 
 /// A tensor.
@@ -20,6 +20,8 @@ pub fn spec(backend: &str, file: &str) -> ModelSpec {
         baton_entry: 0,
         backend: backend.into(),
         file: file.into(),
+        device: Device::Cpu,
+        precision: Precision::Fp32,
         options: BTreeMap::new(),
         dimensions: BTreeMap::new(),
         inputs: BTreeMap::new(),
