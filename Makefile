@@ -40,7 +40,7 @@ demo: examples policy ## a policy served at 1 kHz, reloaded and killed in betwee
 	$(PYTHON) examples/demo/demo.py --bin-dir "$(BIN_DIR)" --c-dir "$(C_DIR)" --policy "$(POLICY_DIR)/policy.onnx"
 
 # Workers with a library of their own, which the tests build too: `make test TORCH=0` leaves one out.
-LIBRARY_WORKERS =
+LIBRARY_WORKERS = torch
 TORCH ?= 1
 ORT ?= 1
 export TORCH ORT

@@ -27,7 +27,7 @@ pub use daemon::{Daemon, DaemonConfig};
 pub use driver::{Client, Driver};
 pub use model::Model;
 pub use rounds::Rounds;
-pub use skip::skip;
+pub use skip::{has_worker, skip};
 
 use std::time::{Duration, Instant};
 

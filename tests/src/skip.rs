@@ -18,6 +18,19 @@ fn allowed(name: &str) -> bool {
     include_str!("../allowed-skips.txt").lines().map(|l| l.split('#').next().unwrap_or("").trim()).any(|l| l == name)
 }
 
+/// Whether the worker of a backend with a library of its own can be tested: it is built, and `TORCH=0` or `ORT=0` does
+/// not leave it out. Else says so under the test's name.
+#[must_use]
+pub fn has_worker(backend: &str, name: &str) -> bool {
+    let switched_off = std::env::var(backend.to_uppercase()).is_ok_and(|v| v == "0");
+    if switched_off || !crate::places::bin_dir().join(format!("inferd-worker-{backend}")).exists() {
+        let why = if switched_off { "it is switched off" } else { "it is not built" };
+        skip(name, &format!("inferd-worker-{backend} is not tested: {why} (make {backend})"));
+        return false;
+    }
+    true
+}
+
 /// Whether this process may become other users, and see all processes.
 #[must_use]
 pub fn is_root() -> bool {
