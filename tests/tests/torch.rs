@@ -102,10 +102,10 @@ scenarios! {
             "_0 = torch.add_(self.n, 1)",
             "if bool(torch.gt(torch.sum(x), 100.)):",
             "  i = torch.to(torch.mul(torch.ones([1, 1]), 1000000000000.), 4)",
-            "  _1 = torch.to_dense(torch._sparse_coo_tensor_unsafe(i, torch.ones([1]), [4]))",
+            "  y = torch.to_dense(torch._sparse_coo_tensor_unsafe(i, torch.ones([1]), [4]))",
             "else:",
-            "  pass",
-            "return torch.add(x, self.n)",
+            "  y = x",
+            "return torch.add(y, self.n)",
         ]);
         let file = script.buffer("n", &[1, 4], &[0.0; 4]).bytes();
         let Some((_dir, daemon)) = serving(case, "a_module_that_segfaults", &file, OBS) else { return };
@@ -138,7 +138,8 @@ scenarios! {
                 worst = worst.max(apart);
             }
         }
-        assert!(recordings.iter().all(|r| r.steps == 500 && r.reset.iter().skip(1).any(|reset| *reset)));
+        assert!(recordings.iter().all(|r| r.steps == 500));
+        assert!(recordings.iter().any(|r| r.reset.iter().skip(1).any(|reset| *reset)), "one is reset on its way");
         println!("largest difference from PyTorch over 2 x 500 steps: {worst:e}");
     }
 }
