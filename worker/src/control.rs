@@ -5,7 +5,7 @@
 //! that end before the executor begins; it begins with the first record that concerns serving. When the
 //! supervisor is gone or says `Retire` the process ends at once, whatever the other threads are doing.
 
-use crate::backend::Backend;
+use crate::backend::{self, Backend};
 use crate::executor::Executor;
 use crate::files::FileSource;
 use crate::link::{Link, LinkError};
@@ -13,7 +13,7 @@ use crate::mailbox::{Mailbox, Order, Report};
 use crate::policy::Policy;
 use crate::session::Session;
 use crate::stats::Stats;
-use crate::{Fault, ModelError, contain, logs, realtime, shadow};
+use crate::{Fault, ModelError, contain, logs, pass_on, realtime, shadow};
 use inferd_ipc::baton::{self, Baton};
 use inferd_ipc::limits::LOADER_STACK_BYTES;
 use inferd_ipc::record::{self, RecordLayout};
@@ -27,6 +27,8 @@ use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+/// The backend's name that leaves the choice to the worker.
+pub const AUTO: &str = "auto";
 /// Exit status when the model was refused: the supervisor has been told why.
 pub const EXIT_REFUSED: u8 = 3;
 
@@ -39,6 +41,53 @@ pub fn run() -> ExitCode {
 /// Runs a worker that has backends of its own beside those of this crate; its `main` calls this and nothing else.
 #[must_use]
 pub fn run_with(own: &[&dyn Backend]) -> ExitCode {
+    run_of(Backends { own, carried: Some(backend::by_name) })
+}
+
+/// Runs a worker that has these backends alone. What this crate carries beside is then not even linked.
+#[must_use]
+pub fn run_only(own: &[&dyn Backend]) -> ExitCode {
+    run_of(Backends { own, carried: None })
+}
+
+/// What a worker can load with.
+#[derive(Clone, Copy)]
+struct Backends<'a> {
+    own: &'a [&'a dyn Backend],
+    carried: Option<fn(&str) -> Result<Box<dyn Backend>, ModelError>>,
+}
+
+impl Backends<'_> {
+    /// Loads by the backend that the spec names; by the first one of this program where it names none.
+    fn load(
+        &self,
+        spec: &ModelSpec,
+        files: &mut Handed<'_>,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<(Policy, Loaded), ModelError> {
+        let is_auto = spec.backend == AUTO;
+        let own = self.own.iter().find(|b| is_auto || b.name() == spec.backend);
+        let (policy, mut loaded) = match (own, self.carried) {
+            (Some(backend), _) => Policy::load_by(*backend, spec, files, progress)?,
+            (None, Some(carried)) => {
+                let name = if is_auto { pass_on::FIRST } else { &spec.backend };
+                Policy::load_by(&*carried(name)?, spec, files, progress)?
+            }
+            (None, None) => {
+                let names = self.own.iter().map(|b| b.name()).collect::<Vec<_>>().join(", ");
+                let what = format!("is not in this worker, which has {names}");
+                let remedy = "correct `backend`, or install the worker that has it beside the daemon";
+                return Err(ModelError::new(Fault::Unsupported, format!("backend {:?}", spec.backend), what, remedy));
+            }
+        };
+        if is_auto {
+            loaded.backend.push_str(" (auto)");
+        }
+        Ok((policy, loaded))
+    }
+}
+
+fn run_of(backends: Backends<'_>) -> ExitCode {
     install_panic_hook();
     let parent = std::os::unix::process::parent_id();
     if !inferd_ipc::sys::die_with_parent(parent) {
@@ -46,7 +95,7 @@ pub fn run_with(own: &[&dyn Backend]) -> ExitCode {
     }
     inferd_ipc::sys::ignore_stop_signals();
     logs::init();
-    match work(own) {
+    match work(backends) {
         Ok(code) => code,
         Err(LinkError::Closed) => ExitCode::SUCCESS,
         Err(error) => {
@@ -67,13 +116,14 @@ fn install_panic_hook() {
     }));
 }
 
-fn work(own: &[&dyn Backend]) -> Result<ExitCode, LinkError> {
-    let mut link = Link::from_stdin()?;
+fn work(backends: Backends<'_>) -> Result<ExitCode, LinkError> {
+    let mut link = Link::from_stdin(pass_on::handed())?;
     let (ToWorker::Load(spec), fds) = link.receive()? else { return Ok(ExitCode::FAILURE) };
     let _span = tracing::info_span!("worker", model = %spec.model, generation = spec.generation).entered();
     if let Some(cpu) = spec.cpu {
         realtime::avoid_cpu(cpu);
     }
+    let spare = pass_on::Spare::of(&spec, &fds)?;
     let mut fds = fds.into_iter();
     let baton = match fds.next().map(|fd| baton::open(fd.as_fd())) {
         Some(Ok(baton)) => baton,
@@ -81,11 +131,12 @@ fn work(own: &[&dyn Backend]) -> Result<ExitCode, LinkError> {
         None => return refuse(&link, "no baton came with the model: a bug of the supervisor"),
     };
     let mut files = Handed { link: &mut link, model: fds.next(), asked: BTreeMap::new(), early: Vec::new() };
-    let loaded = load_lowered(&spec, &mut files, own)?;
+    let loaded = load_lowered(&spec, &mut files, backends)?;
     let early = std::mem::take(&mut files.early);
     drop(files);
     let (policy, loaded) = match loaded {
         Ok(loaded) => loaded,
+        Err(error) if spare.takes(&error) => return spare.pass_on(&link, spec, early, &error),
         Err(error) => return refuse(&link, &error.to_string()),
     };
     tracing::debug!(load_us = loaded.load_us, warm_up_us = loaded.warm_up_us, "loaded");
@@ -103,14 +154,14 @@ fn work(own: &[&dyn Backend]) -> Result<ExitCode, LinkError> {
 fn load_lowered(
     spec: &ModelSpec,
     files: &mut Handed<'_>,
-    own: &[&dyn Backend],
+    backends: Backends<'_>,
 ) -> std::io::Result<Result<(Policy, Loaded), ModelError>> {
     let span = tracing::Span::current();
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("loader".into()).stack_size(LOADER_STACK_BYTES);
         let loader = thread.spawn_scoped(scope, || {
             let _span = lowered(span);
-            load(spec, files, own)
+            load(spec, files, backends)
         })?;
         // A panic outside the model has ended the process already.
         Ok(loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -124,7 +175,7 @@ fn lowered(span: tracing::Span) -> tracing::span::EnteredSpan {
     span.entered()
 }
 
-fn load(spec: &ModelSpec, files: &mut Handed<'_>, own: &[&dyn Backend]) -> Result<(Policy, Loaded), ModelError> {
+fn load(spec: &ModelSpec, files: &mut Handed<'_>, backends: Backends<'_>) -> Result<(Policy, Loaded), ModelError> {
     let socket = files.link.fd().try_clone_to_owned();
     let mut progress = |stage: &str| {
         if stage == "warming" {
@@ -139,10 +190,10 @@ fn load(spec: &ModelSpec, files: &mut Handed<'_>, own: &[&dyn Backend]) -> Resul
             let _ = inferd_ipc::fdpass::send(socket, &bytes, &[]);
         }
     };
-    Policy::load_from(spec, files, own, &mut progress)
+    backends.load(spec, files, &mut progress)
 }
 
-fn refuse(link: &Link, message: &str) -> Result<ExitCode, LinkError> {
+pub(crate) fn refuse(link: &Link, message: &str) -> Result<ExitCode, LinkError> {
     link.send(&FromWorker::Refused { message: message.to_owned() })?;
     Ok(ExitCode::from(EXIT_REFUSED))
 }

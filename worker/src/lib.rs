@@ -15,6 +15,7 @@ mod binding;
 pub mod conditioning;
 pub mod contain;
 pub mod control;
+pub mod dimensions;
 mod error;
 pub mod executor;
 pub mod files;
@@ -23,6 +24,7 @@ pub mod guard;
 pub mod link;
 pub mod logs;
 pub mod mailbox;
+mod pass_on;
 pub mod policy;
 pub mod realtime;
 pub mod session;
@@ -33,7 +35,7 @@ pub mod step;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod turns;
-mod warm_up;
+pub mod warm_up;
 
 pub use error::{Fault, ModelError};
 pub use policy::Policy;

@@ -30,17 +30,19 @@ pub enum LinkError {
 /// The socket; see the module.
 pub struct Link {
     socket: OwnedFd,
+    /// Records that another worker program had received before it became this one; they come first.
+    handed: Option<OwnedFd>,
     buffer: Vec<u8>,
 }
 
 impl Link {
-    /// Takes standard input as the socket.
+    /// Takes standard input as the socket. `handed` holds records that come before those of the socket.
     ///
     /// # Errors
     /// EMFILE.
-    pub fn from_stdin() -> io::Result<Link> {
+    pub fn from_stdin(handed: Option<OwnedFd>) -> io::Result<Link> {
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
-        Ok(Link { socket, buffer: vec![0; WORKER_RECORD_BYTES_MAX] })
+        Ok(Link { socket, handed, buffer: vec![0; WORKER_RECORD_BYTES_MAX] })
     }
 
     /// For waiting on it.
@@ -54,6 +56,16 @@ impl Link {
     /// # Errors
     /// [`LinkError`]: exit.
     pub fn receive(&mut self) -> Result<(ToWorker, Vec<OwnedFd>), LinkError> {
+        while let Some(handed) = &self.handed {
+            // All of them were sent before this program began, and their sender is gone.
+            match fdpass::recv(handed, &mut self.buffer) {
+                Ok(got) if got.bytes == 0 => self.handed = None,
+                Ok(got) if got.truncated => return Err(LinkError::Truncated),
+                Ok(got) => return Ok((decode(&self.buffer[..got.bytes])?, got.fds)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
         loop {
             match fdpass::recv(&self.socket, &mut self.buffer) {
                 Ok(got) if got.bytes == 0 => return Err(LinkError::Closed),

@@ -85,19 +85,28 @@ impl Policy {
         own: &[&dyn backend::Backend],
         progress: &mut dyn FnMut(&str),
     ) -> Result<(Policy, Loaded), ModelError> {
+        match own.iter().find(|b| b.name() == spec.backend) {
+            Some(backend) => Policy::load_by(*backend, spec, files, progress),
+            None => Policy::load_by(&*backend::by_name(&spec.backend)?, spec, files, progress),
+        }
+    }
+
+    /// Like [`Policy::load`], by this backend, whatever the spec says.
+    ///
+    /// # Errors
+    /// As [`Policy::load`].
+    pub fn load_by(
+        backend: &dyn backend::Backend,
+        spec: &ModelSpec,
+        files: &mut dyn FileSource,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<(Policy, Loaded), ModelError> {
         let start = Instant::now();
         progress("loading");
-        let carried;
-        let backend = match own.iter().find(|b| b.name() == spec.backend) {
-            Some(backend) => *backend,
-            None => {
-                carried = backend::by_name(&spec.backend)?;
-                &*carried
-            }
-        };
         let place = format!("model {:?}, file {:?}", spec.model, spec.file);
-        let version = format!("{} {}", backend.name(), backend.version());
         let model = contain(&place, || backend.load(spec, files, &mut |w| progress(&format!("warning: {w}"))))?;
+        // A library that is opened at run time has a version once it is open.
+        let version = format!("{} {}", backend.name(), backend.version());
         progress("checking");
         let ports = binding::bind(spec, model.inputs(), model.outputs(), model.hidden_state())?;
         let load_us = micros(start);

@@ -86,7 +86,8 @@ fn fill(policy: &mut Policy, value: f32) {
     }
 }
 
-pub(crate) fn fill_bytes(dtype: DType, bytes: &mut [u8], value: f32) {
+/// Fills a tensor with a number that every dtype has: 0, 1, or 0.5, which is 0 for whole numbers.
+pub fn fill_bytes(dtype: DType, bytes: &mut [u8], value: f32) {
     let whole = value as u8;
     match dtype {
         DType::F32 => bytes.as_chunks_mut().0.fill(value.to_ne_bytes()),

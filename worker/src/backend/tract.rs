@@ -112,7 +112,8 @@ fn text(error: &TractError) -> String {
 }
 
 fn unsupported(spec: &ModelSpec, what: String) -> ModelError {
-    let remedy = "export it with fixed shapes and common operators, or use another backend";
+    let remedy =
+        "serve it through ONNX Runtime (backend = \"ort\"), or export it with fixed shapes and common operators";
     ModelError::new(Fault::Unsupported, format!("file {:?}", spec.file), format!("tract cannot run it: {what}"), remedy)
 }
 
@@ -270,7 +271,7 @@ impl TractModel {
                     Fault::Signature,
                     format!("output {:?} of {:?}", names[i], spec.file),
                     format!("its shape depends on the input: {:?}, then {:?}", self.output_specs[i].shape, shapes[i]),
-                    "pad it to a fixed shape inside the model, or leave this output out",
+                    "serve it through ONNX Runtime (backend = \"ort\") with its largest shape in model.toml, or pad it to a fixed shape inside the model",
                 ));
             }
         }

@@ -27,7 +27,7 @@ pub(super) fn prepare(
     operators(graph, has_operator, &mut missing);
     if !missing.is_empty() {
         let names = missing.into_iter().collect::<Vec<_>>().join(", ");
-        let remedy = "export with standard ONNX operators, or use another backend";
+        let remedy = "serve it through ONNX Runtime (backend = \"ort\"), or export with standard ONNX operators";
         return Err(ModelError::new(Fault::Unsupported, "operators", format!("tract does not have {names}"), remedy));
     }
     Preparation { files, read: BTreeMap::new() }.graph(graph)
@@ -63,7 +63,7 @@ struct Preparation<'a> {
 impl Preparation<'_> {
     fn graph(&mut self, graph: &mut GraphProto) -> Result<(), ModelError> {
         if !graph.sparse_initializer.is_empty() {
-            let remedy = "export it with dense initialisers";
+            let remedy = "serve it through ONNX Runtime (backend = \"ort\"), or export it with dense initialisers";
             return Err(ModelError::new(Fault::Unsupported, "graph", "has sparse initialisers", remedy));
         }
         for value in graph.input.iter_mut().chain(&mut graph.output).chain(&mut graph.value_info) {
