@@ -21,8 +21,10 @@ use std::path::{Path, PathBuf};
 pub const MANIFEST: &str = "model.toml";
 /// Backends that inferd brings; a worker of one's own may have any name.
 pub const BACKENDS: [&str; 4] = ["tract", "torch", "ort", "echo"];
+/// Leaves the choice to the worker: tract where it loads the file, else ONNX Runtime.
+const AUTO: &str = "auto";
 /// Backends whose files say the order of their inputs and outputs.
-const SELF_DESCRIBING: [&str; 2] = ["tract", "ort"];
+const SELF_DESCRIBING: [&str; 3] = ["tract", "ort", AUTO];
 
 /// What a reload does with the state of sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
@@ -282,7 +284,8 @@ fn from_file(file: &Path) -> Result<ModelSource, ConfigErrors> {
 }
 
 fn choose_backend(source: &ModelSource, configured: Option<&str>) -> Result<String, ConfigError> {
-    if let Some(backend) = configured.or(source.manifest.backend.as_deref()) {
+    let given = configured.or(source.manifest.backend.as_deref());
+    if let Some(backend) = given.filter(|b| *b != AUTO) {
         if crate::config::is_backend_name(backend) {
             return Ok(backend.to_owned());
         }
@@ -291,7 +294,7 @@ fn choose_backend(source: &ModelSource, configured: Option<&str>) -> Result<Stri
     }
     let suffix = Path::new(&source.file_name).extension().map(|e| e.to_string_lossy().to_lowercase());
     match suffix.as_deref() {
-        Some("onnx") => Ok("tract".to_owned()),
+        Some("onnx") => Ok(given.unwrap_or("tract").to_owned()),
         Some("pt" | "pth" | "ts") => Ok("torch".to_owned()),
         _ => {
             let of = source.file.as_ref().or(source.manifest_path.as_ref()).unwrap_or(&source.folder);

@@ -200,6 +200,9 @@ fn a_manifest_counts_for_a_file_only_if_it_names_it() {
     assert_eq!((b.manifest.warm_up_runs, b.backend.as_str(), b.manifest_path), (0, "torch", None));
     let whole = resolve(folder.path(), Some("ort")).expect("sound");
     assert_eq!((whole.file, whole.backend.as_str()), (Some(path("a.onnx")), "ort"));
+    // The choice is the worker's for ONNX files; others have one backend.
+    let auto = |name: &str| resolve(&path(name), Some("auto")).expect("resolved").backend;
+    assert_eq!((auto("a.onnx").as_str(), auto("b.pt").as_str()), ("auto", "torch"));
     assert_eq!(resolve(&path(MANIFEST), None).expect("sound").file, Some(path("a.onnx")));
     fs::write(path(MANIFEST), "file = \"a.onnx\"\nnonsense = 1\n").expect("written");
     assert!(resolve(&path("a.onnx"), None).is_err(), "its own manifest is wrong");

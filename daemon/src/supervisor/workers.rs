@@ -26,7 +26,7 @@ const RECORDS_PER_TURN: usize = 32;
 /// A worker that closed its socket must be gone within this time.
 const HANG_UP_MS: u64 = 200;
 /// Variables that a worker inherits; everything else of the environment stays here.
-const ENVIRONMENT: [&str; 4] = ["PATH", "LANG", "RUST_BACKTRACE", "CUDA_VISIBLE_DEVICES"];
+const ENVIRONMENT: [&str; 5] = ["PATH", "LANG", "RUST_BACKTRACE", "CUDA_VISIBLE_DEVICES", "ORT_DYLIB_PATH"];
 
 /// What a worker was started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
