@@ -17,7 +17,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
 BIN_DIR = $(CARGO_TARGET_DIR)/release
 POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 
-.PHONY: all build torch c examples policy demo test bench bench-peers lint fmt deps install uninstall clean campaign help
+.PHONY: all build torch ort c examples policy demo test bench bench-peers lint fmt deps install uninstall clean campaign help
 .DEFAULT_GOAL := build
 
 help: ## this list
@@ -28,6 +28,9 @@ build: c ## daemon, worker, inferctl (release) and the C library
 
 torch: ## inferd-worker-torch, for TorchScript; finds or fetches libtorch (500 MB in the cache folder)
 	sh scripts/build_worker.sh torch
+
+ort: build ## ONNX Runtime's library for inferd-worker-ort, fetched by hash (24 MB) unless ORT_DYLIB_PATH names one
+	sh scripts/build_worker.sh ort
 
 include scripts/client-c.mk
 
@@ -40,7 +43,7 @@ demo: examples policy ## a policy served at 1 kHz, reloaded and killed in betwee
 	$(PYTHON) examples/demo/demo.py --bin-dir "$(BIN_DIR)" --c-dir "$(C_DIR)" --policy "$(POLICY_DIR)/policy.onnx"
 
 # Workers with a library of their own, which the tests build too: `make test TORCH=0` leaves one out.
-LIBRARY_WORKERS = torch
+LIBRARY_WORKERS = torch ort
 TORCH ?= 1
 ORT ?= 1
 export TORCH ORT
@@ -53,7 +56,7 @@ campaign: build examples $(C_DRIVER) ## the same suites with campaign counts, bo
 	INFERD_CAMPAIGN=1 CAMPAIGN_S="$(or $(CAMPAIGN_S),3600)" sh scripts/run_tests.sh
 
 bench: build $(C_DRIVER) ## round trips beside the ping-pong of the same run, and sizes
-	$(CARGO) bench --locked --workspace --bench data_path
+	$(CARGO) bench --locked --workspace --bench data_path --bench onnx
 
 bench-peers: ## what docs/decisions/0001 cites: the textbook crates beside the ping-pong
 	$(CARGO) run --release --locked --quiet --manifest-path tests/peers/Cargo.toml
@@ -88,7 +91,12 @@ install: build ## below DESTDIR/PREFIX: binaries, library, header, units, manual
 	    "$(LIBDIR)/systemd/system" "$(LIBDIR)/systemd/user" "$(LIBDIR)/sysusers.d" "$(MANDIR)" \
 	    "$(BASH_COMPLETIONS)" "$(ZSH_COMPLETIONS)" "$(FISH_COMPLETIONS)"
 	install -m 755 "$(BIN_DIR)/inferd" "$(BIN_DIR)/inferctl" "$(BINDIR)/"
-	install -m 755 "$(BIN_DIR)/inferd-worker" "$(LIBEXECDIR)/"
+	install -m 755 "$(BIN_DIR)/inferd-worker" "$(BIN_DIR)/inferd-worker-ort" "$(LIBEXECDIR)/"
+	if [ -e "$(BIN_DIR)/libonnxruntime.so.1" ]; then \
+	    install -d "$(DOCDIR)/onnxruntime" && \
+	    install -m 644 "$(BIN_DIR)/libonnxruntime.so.1" "$(LIBEXECDIR)/" && \
+	    find "$(BIN_DIR)/onnxruntime-notices" -type f -exec install -m 644 {} "$(DOCDIR)/onnxruntime/" \; ; \
+	fi
 	install -m 644 include/inferd.h "$(INCLUDEDIR)/"
 	install -m 644 "$(C_STATIC)" "$(LIBDIR)/"
 	install -m 755 "$(C_SHARED)" "$(LIBDIR)/"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds a worker that stands on a library of its own, which is found or fetched first. usage: build_worker.sh [--or-skip] torch|ort
 #
-# Each is built apart from the rest of the workspace, which needs none of these libraries. With --or-skip a library that
+# The one that links its library is built apart from the rest of the workspace, which needs none of these libraries. With --or-skip a library that
 # cannot be had is said in a line `SKIP NAME: reason` and is no failure, save with CI=true; the scenarios then skip by name.
 # TORCH=0 or ORT=0 with --or-skip leaves that one out.
 set -eu
@@ -52,7 +52,15 @@ torch)
     $CARGO build --release --locked -p inferd-worker-torch --features libtorch --bins --examples
     ;;
 ort)
-    export INFERD_ORT_LIBRARY="$library"
-    $CARGO build --release --locked -p inferd-worker-ort --bins --examples
+    # The worker itself needs no library to be built: it is part of the workspace. It finds this one beside itself.
+    bins=${CARGO_TARGET_DIR:-$CACHE_DIR/target}/release
+    mkdir -p "$bins/onnxruntime-notices"
+    if ! cmp -s "$library" "$bins/libonnxruntime.so.1"; then
+        cp "$library" "$bins/.libonnxruntime.$$"
+        mv "$bins/.libonnxruntime.$$" "$bins/libonnxruntime.so.1"
+    fi
+    for notice in LICENSE ThirdPartyNotices.txt; do
+        if [ -e "$(dirname "$library")/$notice" ]; then cp "$(dirname "$library")/$notice" "$bins/onnxruntime-notices/"; fi
+    done
     ;;
 esac
