@@ -57,14 +57,15 @@ fn model_name(folder: &Path) -> String {
 }
 
 /// A daemon that serves every model of the table.
-fn daemon(shared: &Path, dir: &Path, backing: Backing) -> Daemon {
+fn daemon(shared: &Path, dir: &Path, backing: Backing, backend: &str) -> Daemon {
     let mut config = DaemonConfig::new(backing);
     let mut seen = Vec::new();
     for (_, file, stateful) in RECORDINGS {
         if !seen.contains(&(file, stateful)) {
             seen.push((file, stateful));
             let folder = folder(dir, shared, file, *stateful);
-            config = config.model(Model::at(&model_name(&folder), &folder));
+            let model = Model::at(&model_name(&folder), &folder).config("backend", &format!("{backend:?}"));
+            config = config.model(model);
         }
     }
     config.start()
@@ -72,13 +73,26 @@ fn daemon(shared: &Path, dir: &Path, backing: Backing) -> Daemon {
 
 #[test]
 fn every_recording_of_an_onnx_model_is_reproduced_through_the_daemon() {
+    every_recording_by("tract");
+}
+
+#[test]
+fn every_recording_of_an_onnx_model_is_reproduced_through_onnx_runtime() {
+    let off = std::env::var("ORT").as_deref() == Ok("0");
+    if off || inferd_worker_ort::Library::open(None).is_err() {
+        return skip("every_recording_through_ort", "no library of ONNX Runtime (make ort), or ORT=0");
+    }
+    every_recording_by("ort");
+}
+
+fn every_recording_by(backend: &str) {
     let Some(shared) = places::shared() else {
         return skip("every_recording_of_an_onnx_model", "no recordings: ../shared/golden is not there");
     };
     for backing in [Backing::Memfd, Backing::Posix] {
         let _turn = turn();
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let daemon = daemon(&shared, dir.path(), backing);
+        let daemon = daemon(&shared, dir.path(), backing, backend);
         for (recording, file, stateful) in RECORDINGS {
             let name = model_name(&folder(dir.path(), &shared, file, *stateful));
             let npz = shared.join("golden").join(format!("{recording}.npz"));
