@@ -23,13 +23,16 @@
 #define PER_DOUBLING 16u /* buckets of a histogram: 1/16 is 6.25 % */
 #define BUCKETS (64u * PER_DOUBLING)
 #define NONE UINT64_MAX
+#define OBSERVATIONS 4u      /* sent in turn by check=answers */
+#define GENERATIONS_MAX 4096 /* whose answers are kept */
 
-enum check { CHECK_NONE, CHECK_ECHO, CHECK_COUNT };
+enum check { CHECK_NONE, CHECK_ECHO, CHECK_COUNT, CHECK_ANSWERS, CHECK_DIGEST, CHECKS };
+static const char *const check_names[CHECKS] = {"none", "echo", "count", "answers", "digest"};
 
 struct wanted {
     uint64_t n, end_after_ns, rate_hz, depth, seed, timeout_ns, reset_every, drop;
     int64_t deadline_us;
-    bool has_deadline, until_lost;
+    bool has_deadline, until_lost, rollbacks;
     enum check check;
 };
 
@@ -53,6 +56,11 @@ static struct {
     uint64_t error_counts[ERRORS_MAX];
     char first_violation[256];
     struct histogram latency, age;
+    /* The outputs of all `ok` replies in order; and of each generation to each observation, 0 for none. */
+    uint64_t digest, answers_count;
+    struct {
+        uint64_t generation, hashes[OBSERVATIONS];
+    } answers[GENERATIONS_MAX];
     bool lost;
 } ledger;
 
@@ -133,6 +141,44 @@ static void note_error(int error)
     }
 }
 
+/* A generation answers the same observation with the same outputs, always. */
+static void check_answer(const struct flight *flight, uint64_t generation, uint64_t hash)
+{
+    uint64_t at = ledger.answers_count;
+    while (at > 0 && ledger.answers[at - 1].generation != generation) {
+        at--;
+    }
+    if (at == 0 && ledger.answers_count == GENERATIONS_MAX) {
+        violation(flight, 11, "more generations than the ledger holds");
+        return;
+    }
+    if (at == 0) {
+        at = ++ledger.answers_count;
+        ledger.answers[at - 1].generation = generation;
+    }
+    uint64_t *known = &ledger.answers[at - 1].hashes[flight->j % OBSERVATIONS];
+    if (*known != 0 && *known != hash) {
+        violation(flight, 11, "generation %llu answered %016llx after %016llx", (unsigned long long)generation,
+                  (unsigned long long)hash, (unsigned long long)*known);
+    }
+    *known = hash;
+}
+
+static uint64_t hash_outputs(struct inferd_session *session, const struct flight *flight, const struct inferd_reply *reply)
+{
+    const struct inferd_signature *signature = inferd_signature(session);
+    uint64_t hash = FNV1A_START;
+    for (uint32_t k = 0; k < signature->outputs_count; k++) {
+        const void *shown = inferd_output(session, reply, k);
+        if (shown == NULL) {
+            violation(flight, 11, "output %u is not shown", k);
+            return hash;
+        }
+        hash = fnv1a(hash, shown, (size_t)signature->outputs[k].bytes);
+    }
+    return hash;
+}
+
 static void check_output(struct inferd_session *session, const struct wanted *wanted, const struct flight *flight,
                          const struct inferd_reply *reply)
 {
@@ -141,7 +187,18 @@ static void check_output(struct inferd_session *session, const struct wanted *wa
         ledger.state_resets++;
         ledger.count = 0;
     }
-    if (wanted->check != CHECK_NONE && signature->inputs_count > 0 && signature->outputs_count > 0) {
+    if (wanted->check == CHECK_ANSWERS || wanted->check == CHECK_DIGEST) {
+        uint64_t hash = hash_outputs(session, flight, reply);
+        unsigned char bytes[8];
+        for (unsigned i = 0; i < 8; i++) {
+            bytes[i] = (unsigned char)(hash >> (8 * i));
+        }
+        ledger.digest = fnv1a(ledger.digest, bytes, sizeof bytes);
+        if (wanted->check == CHECK_ANSWERS) {
+            check_answer(flight, reply->generation, hash);
+        }
+    }
+    if ((wanted->check == CHECK_ECHO || wanted->check == CHECK_COUNT) && signature->inputs_count > 0 && signature->outputs_count > 0) {
         size_t bytes = (size_t)signature->outputs[0].bytes, input_bytes = (size_t)signature->inputs[0].bytes;
         const void *shown = inferd_output(session, reply, 0);
         if (shown == NULL || !is_echo(shown, bytes, input_bytes, wanted->seed + flight->j)) {
@@ -193,7 +250,7 @@ static void note_reply(struct inferd_session *session, const struct wanted *want
         violation(flight, 3, "a reply to request %llu with observation id %llu", (unsigned long long)reply->request,
                   (unsigned long long)reply->observation_id);
     }
-    if (reply->generation < ledger.generation) {
+    if (!wanted->rollbacks && reply->generation < ledger.generation) {
         violation(flight, 4, "generation %u after %llu", reply->generation, (unsigned long long)ledger.generation);
     }
     ledger.generation = ledger.generation_last = reply->generation;
@@ -253,8 +310,9 @@ static int send_request(struct inferd_session *session, const struct wanted *wan
     struct inferd_submit_options options = inferd_submit_defaults();
     options.observation_id = wanted->seed + j;
     options.flags = wanted->reset_every > 0 && j % wanted->reset_every == 0 ? INFERD_RESET : 0;
+    uint64_t observation = wanted->seed + (wanted->check == CHECK_ANSWERS ? j % OBSERVATIONS : wanted->check == CHECK_DIGEST ? 0 : j);
     for (uint32_t k = 0; k < signature->inputs_count; k++) {
-        fill(inferd_input(session, k), (size_t)signature->inputs[k].bytes, options.observation_id + k);
+        fill(inferd_input(session, k), (size_t)signature->inputs[k].bytes, observation + k);
     }
     struct flight flight = {.j = j, .submit_ns = inferd_now_ns()};
     options.deadline_ns = flight.deadline_ns = deadline_from_now(wanted->has_deadline, wanted->deadline_us);
@@ -320,15 +378,18 @@ static const char *take(struct keys *keys, struct wanted *wanted)
         .timeout_ns = keys_micros(keys, "timeout_us", UINT64_C(5000000000)),
         .reset_every = keys_number(keys, "reset_every", 0),
         .drop = keys_number(keys, "drop", NONE),
+        .rollbacks = keys_number(keys, "rollbacks", 0) != 0,
     };
     bool timed = keys_seconds(keys, "seconds", &seconds);
     wanted->end_after_ns = timed && seconds < 1e9 ? (uint64_t)(seconds * 1e9) : NONE;
     wanted->has_deadline = keys_signed(keys, "deadline_us", &wanted->deadline_us);
     wanted->until_lost = until != NULL && strcmp(until, "lost") == 0;
     if (check != NULL) {
-        wanted->check = strcmp(check, "echo") == 0 ? CHECK_ECHO : strcmp(check, "count") == 0 ? CHECK_COUNT : CHECK_NONE;
-        if (wanted->check == CHECK_NONE && strcmp(check, "none") != 0) {
-            return "check is echo, count or none";
+        while (wanted->check < CHECKS && strcmp(check, check_names[wanted->check]) != 0) {
+            wanted->check++;
+        }
+        if (wanted->check == CHECKS) {
+            return "check is none, echo, count, answers or digest";
         }
     }
     if (until != NULL && !wanted->until_lost) {
@@ -359,6 +420,20 @@ static void print_counts(const char *key, const char *const *names, const uint64
 static void print_number(const char *key, uint64_t value)
 {
     printf(",\"%s\":%llu", key, (unsigned long long)value);
+}
+
+static void print_answers(void)
+{
+    printf(",\"answers\":[");
+    for (uint64_t i = 0; i < ledger.answers_count; i++) {
+        printf("%s{\"generation\":%llu,\"hashes\":[", i > 0 ? "," : "", (unsigned long long)ledger.answers[i].generation);
+        for (unsigned k = 0; k < OBSERVATIONS; k++) {
+            uint64_t hash = ledger.answers[i].hashes[k];
+            printf(hash != 0 ? "%s\"%016llx\"" : "%s\"\"", k > 0 ? "," : "", (unsigned long long)hash);
+        }
+        printf("]}");
+    }
+    printf("],\"digest\":\"%016llx\"", (unsigned long long)ledger.digest);
 }
 
 static void summary(uint64_t allocated)
@@ -392,6 +467,7 @@ static void summary(uint64_t allocated)
     print_number("age_p50_ns", percentile(&ledger.age, 0.5));
     print_number("age_ns_max", ledger.age.max);
     print_number("allocations", allocated);
+    print_answers();
     printf("}\n");
 }
 
@@ -405,6 +481,7 @@ void loop_command(struct attached *here, struct keys *keys)
     }
     memset(&ledger, 0, sizeof ledger);
     ledger.step = ledger.count = NONE;
+    ledger.digest = FNV1A_START;
     uint64_t before = allocations();
     run(here->session, &wanted);
     summary(allocations() - before);

@@ -128,6 +128,23 @@ impl Answer {
         self.json["errors"][error].as_u64().unwrap_or(0)
     }
 
+    /// In a summary of `check=answers`: what each generation answered to each observation, as hashes; "" for nothing.
+    ///
+    /// # Panics
+    /// When the summary has none.
+    #[must_use]
+    pub fn answers(&self) -> Vec<(u32, [String; OBSERVATIONS])> {
+        let all = self.json["answers"].as_array().unwrap_or_else(|| panic!("`{}`: no answers", self.command));
+        let hashes = |of: &Value| std::array::from_fn(|i| of["hashes"][i].as_str().unwrap_or("").to_owned());
+        all.iter().map(|of| (of["generation"].as_u64().unwrap_or(0) as u32, hashes(of))).collect()
+    }
+
+    /// In a summary: how many calls were refused, whatever the error.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.json["errors"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64()).sum()
+    }
+
     /// What is wrong with a summary: a violation that the driver found, or requests without exactly one outcome.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
@@ -147,6 +164,18 @@ impl Answer {
         assert_eq!(summary.fault(), None, "`{}`: {}", summary.command, summary.json);
         summary
     }
+}
+
+/// Observations that `check=answers` sends in turn (DRIVER.md).
+pub const OBSERVATIONS: usize = 4;
+
+/// Where FNV-1a, 64-bit, begins.
+pub const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a over these bytes, going on from `hash`.
+#[must_use]
+pub fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Bytes as hexadecimal digits.

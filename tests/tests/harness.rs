@@ -1,6 +1,6 @@
 //! The harness tests itself: a ledger that could not fail, or a driver that could not count, would prove nothing.
 
-use inferd_tests::answer::fill;
+use inferd_tests::answer::{FNV_START, fill, fnv1a};
 use inferd_tests::{Model, ms, scenarios};
 
 scenarios! {
@@ -26,6 +26,27 @@ scenarios! {
         robot.ok("attach s=1 model=stuck");
         let summary = robot.ok("loop s=1 n=20 check=count");
         assert!(summary.number("violations") >= 19, "{}", summary.json);
+    }
+
+    fn a_driver_finds_one_generation_with_two_answers_and_tells_a_course_by_its_digest(case) {
+        let daemon = case.config().model(Model::counter("m").queue(4, "in_order")).start();
+        let mut robot = case.attached(&daemon, "model=m slots=4");
+        let summary = robot.ok("loop n=20 check=answers");
+        assert_eq!(summary.number("violations"), 16, "a state that counts is another answer each time: {}", summary.json);
+        assert!(summary.text("first_violation").contains("rule 11"));
+        let digest = |robot: &mut inferd_tests::Driver, s: u32, n: u32| {
+            robot.ok(&format!("attach s={s} model=m"));
+            robot.ok(&format!("loop s={s} n={n} check=digest seed=3")).clean().text("digest").to_owned()
+        };
+        let course = digest(&mut robot, 1, 20);
+        assert_eq!(course, digest(&mut robot, 2, 20), "the same course");
+        assert_ne!(course, digest(&mut robot, 3, 21), "one step more");
+        let hashes = [0.0f32, 1.0].map(|n| {
+            let outputs = [fill(3, 64), [n; 4].iter().flat_map(|e| e.to_le_bytes()).collect()].concat();
+            fnv1a(FNV_START, &outputs)
+        });
+        let due = hashes.iter().fold(FNV_START, |digest, hash| fnv1a(digest, &hash.to_le_bytes()));
+        assert_eq!(digest(&mut robot, 4, 2), format!("{due:016x}"));
     }
 
     fn the_verbs_of_the_driver_do_what_driver_md_says(case) {

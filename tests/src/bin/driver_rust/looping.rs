@@ -7,7 +7,7 @@ use crate::commands::{Submit, error_name};
 use crate::keys::Keys;
 use crate::{Failure, allocations};
 use inferd_client::{Error, Outcome, ReplyInfo, Session, Status, Ticket, now_ns};
-use inferd_tests::answer::mix;
+use inferd_tests::answer::{FNV_START, OBSERVATIONS, fnv1a, mix};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -28,6 +28,8 @@ const OUTCOMES: [&str; 10] = [
 /// Buckets of the histogram per doubling: 1/16 is 6.25 %.
 const PER_DOUBLING: u64 = 16;
 const BUCKETS: usize = 64 * PER_DOUBLING as usize;
+/// Generations whose answers `check=answers` keeps.
+const GENERATIONS_MAX: usize = 4096;
 /// Pause after a refused call.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -36,6 +38,8 @@ enum Check {
     None,
     Echo,
     Count,
+    Answers,
+    Digest,
 }
 
 /// What the command asks for.
@@ -51,6 +55,7 @@ pub struct Loop {
     check: Check,
     until_lost: bool,
     drop: Option<u64>,
+    rollbacks: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -119,8 +124,21 @@ struct Ledger {
     gap_ns_max: u64,
     input: Vec<u8>,
     output: Vec<u8>,
+    output_bytes: Vec<usize>,
     shown: Vec<u8>,
+    /// The outputs of the reply at hand.
+    hash: u64,
+    /// The outputs of all `ok` replies, in order.
+    digest: u64,
+    answers: Vec<Answers>,
     lost: bool,
+}
+
+/// What one generation answered to each observation, as hashes; 0 for nothing yet.
+#[derive(Clone, Copy)]
+struct Answers {
+    generation: u32,
+    hashes: [u64; OBSERVATIONS],
 }
 
 impl Loop {
@@ -143,10 +161,13 @@ impl Loop {
                 None | Some("none") => Check::None,
                 Some("echo") => Check::Echo,
                 Some("count") => Check::Count,
+                Some("answers") => Check::Answers,
+                Some("digest") => Check::Digest,
                 Some(other) => return Err(Failure::usage(format!("check={other}"))),
             },
             until_lost: keys.text("until") == Some("lost"),
             drop: keys.number("drop")?,
+            rollbacks: keys.number::<u8>("rollbacks")?.unwrap_or(0) != 0,
         };
         keys.end()?;
         Ok(wanted)
@@ -196,6 +217,15 @@ impl Loop {
         }
     }
 
+    /// What request `j`'s first input is filled with.
+    fn observation(&self, j: u64) -> u64 {
+        self.seed.wrapping_add(match self.check {
+            Check::Answers => j % OBSERVATIONS as u64,
+            Check::Digest => 0,
+            _ => j,
+        })
+    }
+
     fn send(&self, session: &mut Session, ledger: &mut Ledger, j: u64) -> Result<(), Error> {
         let inputs = session.signature().inputs.len();
         let mut request = session.request()?;
@@ -206,7 +236,7 @@ impl Loop {
             reset: self.reset_every > 0 && j.is_multiple_of(self.reset_every),
         };
         for k in 0..inputs {
-            fill_into(request.input_mut(k)?, submit.id.wrapping_add(k as u64));
+            fill_into(request.input_mut(k)?, self.observation(j).wrapping_add(k as u64));
         }
         request = request.observation_id(submit.id);
         if submit.reset {
@@ -230,7 +260,16 @@ impl Loop {
             Ok(Outcome::Superseded { .. }) => ledger.outcomes[1] += 1,
             Ok(Outcome::Reply(reply)) => {
                 let info = *reply.header();
-                if info.is_ok() && self.check != Check::None {
+                if info.is_ok() && matches!(self.check, Check::Answers | Check::Digest) {
+                    ledger.hash = FNV_START;
+                    for k in 0..ledger.output_bytes.len() {
+                        ledger.output.resize(ledger.output_bytes[k], 0);
+                        match reply.copy_output(k, &mut ledger.output) {
+                            Ok(()) => ledger.hash = fnv1a(ledger.hash, &ledger.output),
+                            Err(error) => ledger.violation(11, flight, &error.to_string()),
+                        }
+                    }
+                } else if info.is_ok() && self.check != Check::None {
                     let mut copied = reply.copy_output(0, &mut ledger.output);
                     if self.check == Check::Count {
                         copied = copied.and_then(|()| reply.copy_output(1, &mut ledger.shown));
@@ -263,6 +302,10 @@ impl Ledger {
     fn new(wanted: &Loop, session: &Session) -> Ledger {
         let s = session.signature();
         let bytes = |t: Option<&inferd_client::TensorSpec>| vec![0; t.map_or(0, |t| t.bytes() as usize)];
+        let output_bytes: Vec<usize> = s.outputs.iter().map(|t| t.bytes() as usize).collect();
+        let mut output = bytes(s.outputs.first());
+        // Room for any of them: nothing is allocated later.
+        output.reserve(output_bytes.iter().copied().max().unwrap_or(0));
         Ledger {
             in_flight: VecDeque::with_capacity(wanted.depth + 1),
             sent: 0,
@@ -286,8 +329,12 @@ impl Ledger {
             last_ok_ns: 0,
             gap_ns_max: 0,
             input: bytes(s.inputs.first()),
-            output: bytes(s.outputs.first()),
+            output,
+            output_bytes,
             shown: bytes(s.outputs.get(1)),
+            hash: FNV_START,
+            digest: FNV_START,
+            answers: Vec::with_capacity(if wanted.check == Check::Answers { GENERATIONS_MAX } else { 0 }),
             lost: false,
         }
     }
@@ -327,7 +374,7 @@ impl Ledger {
         if info.ticket != flight.ticket || info.observation_id != wanted.seed.wrapping_add(flight.j) {
             self.violation(3, flight, &format!("{info:?}"));
         }
-        if self.generation.is_some_and(|g| info.generation < g) {
+        if !wanted.rollbacks && self.generation.is_some_and(|g| info.generation < g) {
             self.violation(4, flight, &format!("generation {} after {:?}", info.generation, self.generation));
         }
         self.generation = Some(info.generation);
@@ -368,7 +415,7 @@ impl Ledger {
             self.state_resets += 1;
             self.count = Some(0);
         }
-        if wanted.check != Check::None {
+        if matches!(wanted.check, Check::Echo | Check::Count) {
             fill_into(&mut self.input, wanted.seed.wrapping_add(flight.j));
             let same = self.output.iter().zip(self.input.iter().cycle()).all(|(o, i)| o == i);
             if !same {
@@ -384,6 +431,30 @@ impl Ledger {
             self.count = Some(due);
         }
         self.count = self.count.map(|c| c + 1);
+        if matches!(wanted.check, Check::Answers | Check::Digest) {
+            self.digest = fnv1a(self.digest, &self.hash.to_le_bytes());
+        }
+        if wanted.check == Check::Answers {
+            self.answered(flight, info.generation);
+        }
+    }
+
+    /// A generation answers the same observation with the same outputs, always.
+    fn answered(&mut self, flight: InFlight, generation: u32) {
+        let hash = self.hash;
+        let known = self.answers.iter().rposition(|a| a.generation == generation);
+        if known.is_none() && self.answers.len() == GENERATIONS_MAX {
+            return self.violation(11, flight, "more generations than the ledger holds");
+        }
+        let at = known.unwrap_or_else(|| {
+            self.answers.push(Answers { generation, hashes: [0; OBSERVATIONS] });
+            self.answers.len() - 1
+        });
+        let slot = &mut self.answers[at].hashes[flight.j as usize % OBSERVATIONS];
+        let before = std::mem::replace(slot, hash);
+        if before != 0 && before != hash {
+            self.violation(11, flight, &format!("generation {generation} answered {hash:016x} after {before:016x}"));
+        }
     }
 
     fn summary(&mut self, allocations: u64) -> Value {
@@ -394,6 +465,9 @@ impl Ledger {
                 self.first_violation = format!("rule 1: {} sent, {sum} ended", self.sent);
             }
         }
+        let hashes = |a: &Answers| a.hashes.map(|h| if h == 0 { String::new() } else { format!("{h:016x}") });
+        let answers: Vec<Value> =
+            self.answers.iter().map(|a| json!({ "generation": a.generation, "hashes": hashes(a) })).collect();
         let outcomes: Map<String, Value> =
             OUTCOMES.iter().zip(self.outcomes).map(|(name, n)| ((*name).to_owned(), n.into())).collect();
         json!({
@@ -404,6 +478,7 @@ impl Ledger {
             "p50_ns": self.latency.percentile(0.5), "p99_ns": self.latency.percentile(0.99),
             "max_ns": self.latency.max, "gap_ns_max": self.gap_ns_max,
             "age_p50_ns": self.age.percentile(0.5), "age_ns_max": self.age.max, "allocations": allocations,
+            "answers": answers, "digest": format!("{:016x}", self.digest),
         })
     }
 }
