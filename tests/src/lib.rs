@@ -8,8 +8,11 @@
 pub mod answer;
 pub mod case;
 pub mod control;
+pub mod cpus;
 pub mod daemon;
 pub mod driver;
+pub mod fleet;
+pub mod leaks;
 pub mod ledger;
 pub mod model;
 pub mod npy;
@@ -23,8 +26,11 @@ pub mod strace;
 
 pub use answer::Answer;
 pub use case::{Case, turn};
+pub use cpus::Confined;
 pub use daemon::{Daemon, DaemonConfig};
 pub use driver::{Client, Driver};
+pub use fleet::Fleet;
+pub use leaks::Baseline;
 pub use model::Model;
 pub use rounds::Rounds;
 pub use skip::{has_worker, skip};

@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What a process holds that a session could leak.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Footprint {
     /// Open descriptors, by what they point to, numbers removed.
     pub fds: BTreeMap<String, usize>,
+    /// Bytes behind the memfds among them.
+    pub memfd_bytes: u64,
     /// Shared mappings of memfds and named segments.
     pub maps: usize,
+    /// Their bytes.
+    pub map_bytes: u64,
     /// Threads.
     pub threads: usize,
 }
@@ -19,17 +24,35 @@ impl Footprint {
     /// Of a running process; empty when it is gone.
     #[must_use]
     pub fn of(pid: u32) -> Footprint {
-        let mut fds = BTreeMap::new();
+        let (mut fds, mut files) = (BTreeMap::new(), BTreeMap::new());
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
             if let Ok(target) = fs::read_link(entry.path()) {
                 let name: String = target.to_string_lossy().chars().filter(|c| !c.is_ascii_hexdigit()).collect();
                 *fds.entry(name).or_insert(0) += 1;
+                if let Some(meta) =
+                    fs::metadata(entry.path()).ok().filter(|_| target.to_string_lossy().starts_with("/memfd:"))
+                {
+                    files.insert(meta.ino(), meta.len());
+                }
             }
         }
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
         let shared = |line: &&str| line.contains("memfd:") || line.contains("/dev/shm/");
-        Footprint { fds, maps: maps.lines().filter(shared).count(), threads: threads(pid).len() }
+        let shared: Vec<&str> = maps.lines().filter(shared).collect();
+        Footprint {
+            fds,
+            memfd_bytes: files.values().sum(),
+            maps: shared.len(),
+            map_bytes: shared.iter().filter_map(|line| range_bytes(line)).sum(),
+            threads: threads(pid).len(),
+        }
     }
+}
+
+/// The length of a line of `/proc/PID/maps`.
+fn range_bytes(line: &str) -> Option<u64> {
+    let (from, to) = line.split_whitespace().next()?.split_once('-')?;
+    Some(u64::from_str_radix(to, 16).ok()? - u64::from_str_radix(from, 16).ok()?)
 }
 
 /// Thread ids of a process.
@@ -53,6 +76,12 @@ pub fn rss_bytes(pid: u32) -> u64 {
     let status = PathBuf::from(format!("/proc/{pid}/status"));
     let kib = |field| status_field(&status, field).unwrap_or(0);
     (kib("RssAnon") + kib("RssFile")) * 1024
+}
+
+/// Private memory of its own (RssAnon), in bytes: what a leak of allocations shows in.
+#[must_use]
+pub fn private_bytes(pid: u32) -> u64 {
+    status_field(&PathBuf::from(format!("/proc/{pid}/status")), "RssAnon").unwrap_or(0) * 1024
 }
 
 /// Voluntary context switches of every thread of a process.

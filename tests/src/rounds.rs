@@ -1,48 +1,128 @@
-//! Repeated scenarios: a count, a time budget, and a floor.
+//! Repeated scenarios: a count, a time budget, a floor, and a seed for every round.
 //!
 //! A scenario that repeats stops at its count or when its time is over, prints how far it came, and fails
-//! below its floor. `INFERD_CAMPAIGN` raises the count a hundredfold, bounded by `CAMPAIGN_S` seconds per scenario.
+//! below its floor. `INFERD_CAMPAIGN` makes it a campaign: the long count, `CAMPAIGN_S` seconds at most per scenario, a line
+//! of progress now and then, and a file in `INFERD_CAMPAIGN_DIR` from which the next run goes on. `INFERD_SEED` repeats a run.
 
+use crate::answer::mix;
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Time of one scenario on one client and backing in CI.
 const BUDGET_S: u64 = 20;
-/// Campaigns repeat this many times as often.
+/// Campaigns repeat this many times as often, where a scenario does not say.
 const CAMPAIGN_FACTOR: u32 = 100;
 /// Time of one scenario in a campaign, where `CAMPAIGN_S` does not say.
 const CAMPAIGN_S: u64 = 600;
+/// How often a campaign says how far it is.
+const PROGRESS: Duration = Duration::from_secs(10);
 
 /// The rounds of one scenario.
 #[derive(Debug)]
 pub struct Rounds {
-    name: &'static str,
+    name: String,
     count: u32,
     floor: u32,
+    seed: u64,
+    /// Rounds, those of earlier runs of a campaign included.
     done: u32,
+    /// Rounds before this run.
+    before: u32,
     end: Instant,
+    campaign: Option<Campaign>,
+}
+
+#[derive(Debug)]
+struct Campaign {
+    file: PathBuf,
+    said: Instant,
+}
+
+impl Campaign {
+    /// The file of this scenario, and the rounds and the seed that it holds.
+    fn of(name: &str) -> (Campaign, Option<(u32, u64)>) {
+        let dir = std::env::var_os("INFERD_CAMPAIGN_DIR")
+            .map_or_else(|| std::env::temp_dir().join("inferd-campaign"), PathBuf::from);
+        fs::create_dir_all(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+        let plain: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let file = dir.join(plain);
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let mut words = text.split_whitespace();
+        let held = words.next().and_then(|d| d.parse().ok()).zip(words.next().and_then(|s| s.parse().ok()));
+        (Campaign { file, said: Instant::now() }, held)
+    }
+
+    fn save(&self, done: u32, seed: u64) {
+        let written = fs::write(&self.file, format!("{done} {seed}\n"));
+        written.unwrap_or_else(|e| panic!("{}: {e}", self.file.display()));
+    }
+}
+
+fn is_campaign() -> bool {
+    std::env::var_os("INFERD_CAMPAIGN").is_some_and(|v| !v.is_empty())
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|s| s.parse().ok())
 }
 
 impl Rounds {
-    /// `count` rounds, at least `floor` of them within the budget.
+    /// `count` rounds, at least `floor` of them within the budget; a hundred times as many in a campaign.
     #[must_use]
-    pub fn new(name: &'static str, count: u32, floor: u32) -> Rounds {
-        let campaign = std::env::var_os("INFERD_CAMPAIGN").is_some_and(|v| !v.is_empty());
-        let seconds = std::env::var("CAMPAIGN_S").ok().and_then(|s| s.parse().ok()).unwrap_or(CAMPAIGN_S);
-        let (factor, budget_s) = if campaign { (CAMPAIGN_FACTOR, seconds) } else { (1, BUDGET_S) };
-        Rounds { name, count: count * factor, floor, done: 0, end: Instant::now() + Duration::from_secs(budget_s) }
+    pub fn new(name: &str, count: u32, floor: u32) -> Rounds {
+        Rounds::long(name, count, count * CAMPAIGN_FACTOR, floor, BUDGET_S)
     }
 
-    /// Whether there is another round; counts it.
+    /// `count` rounds, or `campaign` of them in a campaign; at least `floor` within `budget_s` seconds.
+    #[must_use]
+    pub fn long(name: &str, count: u32, campaign: u32, floor: u32, budget_s: u64) -> Rounds {
+        let long = is_campaign();
+        let budget_s = if long { number("CAMPAIGN_S").unwrap_or(CAMPAIGN_S) } else { budget_s };
+        let fresh = number("INFERD_SEED").unwrap_or_else(|| mix(crate::now_ns()) >> 32);
+        let (campaign_file, held) = if long { Some(Campaign::of(name)).unzip() } else { (None, None) };
+        let (before, seed) = held.flatten().unwrap_or((0, fresh));
+        println!("{name}: rounds from {before}, INFERD_SEED={seed}");
+        Rounds {
+            name: name.to_owned(),
+            count: if long { campaign } else { count },
+            floor,
+            seed,
+            done: before,
+            before,
+            end: Instant::now() + Duration::from_secs(budget_s),
+            campaign: campaign_file,
+        }
+    }
+
+    /// Whether there is another round; counts it. The first of a run comes whatever the time.
     pub fn another(&mut self) -> bool {
-        let more = self.done < self.count && (self.done == 0 || Instant::now() < self.end);
+        let more = self.done < self.count && (self.done == self.before || Instant::now() < self.end);
+        if let Some(campaign) = &mut self.campaign {
+            // The round before this one has passed.
+            campaign.save(self.done, self.seed);
+            if campaign.said.elapsed() > PROGRESS {
+                campaign.said = Instant::now();
+                // Past the capture of the test's output.
+                let line = format!("campaign {}: {} of {} rounds\n", self.name, self.done, self.count);
+                std::io::stderr().write_all(line.as_bytes()).ok();
+            }
+        }
         self.done += u32::from(more);
         more
     }
 
-    /// Rounds so far.
+    /// Rounds so far, the one under way included.
     #[must_use]
     pub fn done(&self) -> u32 {
         self.done
+    }
+
+    /// A number for this round: the same in every run with the same `INFERD_SEED`.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        mix(self.seed.wrapping_mul(1_000_003).wrapping_add(u64::from(self.done)))
     }
 
     /// Prints the count.
@@ -50,7 +130,11 @@ impl Rounds {
     /// # Panics
     /// Below the floor.
     pub fn finish(self) {
-        println!("{}: {} of {} rounds", self.name, self.done, self.count);
+        let line = format!("{}: {} of {} rounds", self.name, self.done, self.count);
+        println!("{line}");
+        if self.campaign.is_some() {
+            std::io::stderr().write_all(format!("campaign {line}\n").as_bytes()).ok();
+        }
         assert!(
             self.done >= self.floor,
             "{}: only {} rounds in time, the floor is {}",
@@ -65,15 +149,47 @@ impl Rounds {
 mod tests {
     use super::*;
 
+    fn plain(name: &str, count: u32, floor: u32) -> Rounds {
+        Rounds {
+            name: name.into(),
+            count,
+            floor,
+            seed: 1,
+            done: 0,
+            before: 0,
+            end: Instant::now() + Duration::from_secs(60),
+            campaign: None,
+        }
+    }
+
     #[test]
     fn rounds_end_at_their_count_and_fail_below_their_floor() {
-        let mut rounds = Rounds { count: 3, ..Rounds::new("three", 3, 3) };
+        let mut rounds = plain("three", 3, 3);
         while rounds.another() {}
         assert_eq!(rounds.done(), 3);
         rounds.finish();
-        let mut late = Rounds { end: Instant::now(), ..Rounds::new("late", 3, 2) };
+        let mut late = Rounds { end: Instant::now(), ..plain("late", 3, 2) };
         while late.another() {}
         assert_eq!(late.done(), 1, "always one, then the time is over");
         assert!(std::panic::catch_unwind(|| late.finish()).is_err());
+    }
+
+    #[test]
+    fn a_campaign_goes_on_where_it_was_interrupted_with_the_same_seeds() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("campaign");
+        let campaign = || Some(Campaign { file: file.clone(), said: Instant::now() });
+        let mut first = Rounds { campaign: campaign(), ..plain("long", 10, 1) };
+        let mut seeds = Vec::new();
+        while seeds.len() < 4 && first.another() {
+            seeds.push(first.seed());
+        }
+        // Interrupted in the fourth round: it did not pass, and comes again.
+        assert_eq!(fs::read_to_string(&file).expect("a file"), "3 1\n");
+        let mut second = Rounds { campaign: campaign(), done: 3, before: 3, ..plain("long", 10, 1) };
+        assert!(second.another());
+        assert_eq!(second.seed(), seeds[3]);
+        while second.another() {}
+        assert_eq!(fs::read_to_string(&file).expect("a file"), "10 1\n");
     }
 }
