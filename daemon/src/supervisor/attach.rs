@@ -97,8 +97,15 @@ impl Supervisor {
 
     /// The pause is over.
     pub(super) fn on_accept_again(&mut self) {
-        self.poller.interest(&self.sockets.attach, Token::AttachListener, true, false);
+        self.accept_attaches();
         self.poller.interest(&self.sockets.control, Token::ControlListener, true, false);
+    }
+
+    /// Whether connections of clients are accepted now. Where systemd holds the socket, those that come before READY
+    /// or during a drain wait in it: the models are there soon, or the next daemon is.
+    pub(super) fn accept_attaches(&mut self) {
+        let now = self.phase == Phase::Ready || !self.sockets.is_attach_passed();
+        self.poller.interest(&self.sockets.attach, Token::AttachListener, now, false);
     }
 
     fn connected(&mut self, socket: UnixStream) {

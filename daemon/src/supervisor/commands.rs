@@ -29,7 +29,8 @@ const VALIDATIONS_MAX: usize = 4;
 
 /// Somebody waits for workers' counters.
 pub(super) struct StatsQuery {
-    asker: Asker,
+    /// Who asked; nobody: the service manager is told.
+    asker: Option<Asker>,
     missing: usize,
     answers: StatsAnswer,
 }
@@ -221,6 +222,15 @@ impl Supervisor {
         {
             return self.refuse(&asker, code::NOT_FOUND, &format!("no model {name:?}; `inferctl models` lists them"));
         }
+        self.ask_for_stats(Some(asker), model);
+    }
+
+    /// Asks the workers for their counters, for the status line.
+    pub(super) fn begin_status_stats(&mut self) {
+        self.ask_for_stats(None, None);
+    }
+
+    fn ask_for_stats(&mut self, asker: Option<Asker>, model: Option<&str>) {
         let wanted = self.models.values().filter(|found| model.is_none_or(|name| found.name == name));
         let workers: Vec<u64> = wanted.filter_map(Model::live_worker).collect();
         let query = self.new_id();
@@ -260,7 +270,10 @@ impl Supervisor {
     /// Answers with the counters that came.
     pub(super) fn finish_stats(&mut self, query: u64) {
         if let Some(StatsQuery { asker, answers, .. }) = self.stats.remove(&query) {
-            self.answer(&asker, &answers);
+            match asker {
+                Some(asker) => self.answer(&asker, &answers),
+                None => self.show_status(&answers),
+            }
         }
     }
 

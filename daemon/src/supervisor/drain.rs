@@ -6,7 +6,8 @@
 
 use super::models::{Model, ModelState, Stage};
 use super::{Phase, Supervisor, Timer};
-use inferd_ipc::limits::RECOVERY_SWEEP_MS;
+use inferd_ipc::control::StatsAnswer;
+use inferd_ipc::limits::{RECOVERY_SWEEP_MS, WORKER_EXIT_MS};
 use inferd_ipc::worker_records::ToWorker;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,9 @@ impl Supervisor {
         }
         tracing::info!(why, sessions = self.sessions.count(), drain_ms = self.config.daemon.drain_ms, "draining");
         self.phase = Phase::Draining;
-        self.notify.stopping();
+        let within = Duration::from_millis(self.config.daemon.drain_ms + WORKER_EXIT_MS);
+        self.notify.stopping(self.failure.as_deref().unwrap_or("draining"), within);
+        self.accept_attaches();
         self.poller.after_ms(self.config.daemon.drain_ms, Timer::DrainEnd);
         let jobs: Vec<u64> = self.staging.keys().copied().collect();
         for job in jobs {
@@ -125,14 +128,9 @@ impl Supervisor {
         self.ready_after = Some(after);
         let missing: Vec<&str> =
             self.models.values().filter(|model| model.live.is_none()).map(|model| model.name.as_str()).collect();
-        let status = self.status_line();
+        let status = self.status_line(&StatsAnswer::new());
         tracing::info!(ready_ms = after.as_millis() as u64, models = self.models.len(), ?missing, dir = %self.runtime_dir.display(), "ready");
         self.notify.ready(&status);
-    }
-
-    /// A sentence for the service manager.
-    pub(super) fn status_line(&self) -> String {
-        let live = self.models.values().filter(|model| model.state == ModelState::Live).count();
-        format!("{live} of {} models live", self.models.len())
+        self.accept_attaches();
     }
 }

@@ -77,11 +77,4 @@ impl Supervisor {
             Timer::Watchdog => self.on_watchdog(),
         }
     }
-
-    fn on_watchdog(&mut self) {
-        if let Some(interval) = self.notify.watchdog {
-            self.notify.watchdog();
-            self.poller.after(interval, Timer::Watchdog);
-        }
-    }
 }

@@ -29,6 +29,7 @@ mod shadow;
 mod signals;
 mod sockets;
 mod start;
+mod status;
 mod swap;
 mod watch;
 mod workers;

@@ -12,6 +12,8 @@ pub struct Notify {
     to: Option<(UnixDatagram, SocketAddr)>,
     /// How often WATCHDOG is due, if the manager asked for it.
     pub watchdog: Option<Duration>,
+    /// The last status sent: the same one is not sent again.
+    said: String,
 }
 
 impl Notify {
@@ -31,7 +33,7 @@ impl Notify {
         let ours = var("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().to_string());
         let usec = var("WATCHDOG_USEC").and_then(|usec| usec.parse::<u64>().ok()).filter(|usec| *usec > 0 && ours);
         let watchdog = usec.filter(|_| to.is_some()).map(|usec| Duration::from_micros(usec / 2));
-        Notify { to, watchdog }
+        Notify { to, watchdog, said: String::new() }
     }
 
     fn send(&self, message: &str) {
@@ -43,13 +45,22 @@ impl Notify {
     }
 
     /// Every configured model is live.
-    pub fn ready(&self, status: &str) {
-        self.send(&format!("READY=1\nSTATUS={status}"));
+    pub fn ready(&mut self, status: &str) {
+        status.clone_into(&mut self.said);
+        self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
     }
 
     /// A sentence for `systemctl status`.
-    pub fn status(&self, status: &str) {
-        self.send(&format!("STATUS={status}"));
+    pub fn status(&mut self, status: &str) {
+        if self.said != status {
+            status.clone_into(&mut self.said);
+            self.send(&format!("STATUS={}", one_line(status)));
+        }
+    }
+
+    /// The start may take this much longer.
+    pub fn extend_timeout(&self, by: Duration) {
+        self.send(&format!("EXTEND_TIMEOUT_USEC={}", by.as_micros()));
     }
 
     /// The configuration is being read again; [`Notify::ready`] follows.
@@ -58,13 +69,19 @@ impl Notify {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={usec}"));
     }
 
-    /// The drain has begun.
-    pub fn stopping(&self) {
-        self.send("STOPPING=1\nSTATUS=draining");
+    /// The end has begun, for this reason, and takes at most so long.
+    pub fn stopping(&self, status: &str, within: Duration) {
+        let usec = within.as_micros();
+        self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={usec}\nSTATUS={}", one_line(status)));
     }
 
     /// The loop turns.
     pub fn watchdog(&self) {
         self.send("WATCHDOG=1");
     }
+}
+
+/// A message holds one assignment per line: what comes from a model's error may hold several.
+fn one_line(status: &str) -> String {
+    status.replace(['\n', '\r'], " ")
 }

@@ -12,6 +12,7 @@ use super::quota::Quota;
 use super::{Phase, Supervisor};
 use crate::config::{Config, DaemonConfig, Diff, QuotaConfig};
 use crate::store::Bounds;
+use inferd_ipc::control::StatsAnswer;
 
 /// The configured quota of every uid.
 pub(super) fn quota(config: &QuotaConfig) -> Quota {
@@ -43,7 +44,7 @@ impl Supervisor {
                 }
             }
         }
-        let status = self.status_line();
+        let status = self.status_line(&StatsAnswer::new());
         self.notify.ready(&status);
     }
 

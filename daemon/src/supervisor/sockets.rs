@@ -66,6 +66,7 @@ pub struct Sockets {
     pub attach: UnixListener,
     /// SOCK_STREAM, for operators.
     pub control: UnixListener,
+    attach_passed: bool,
     lock: Option<Flock<File>>,
     lock_path: PathBuf,
     created: Vec<PathBuf>,
@@ -83,6 +84,10 @@ impl Sockets {
         create_runtime_dir(paths, shared)?;
         let lock = take_lock(paths)?;
         let (mut passed_attach, mut passed_control) = passed()?;
+        let attach_passed = passed_attach.is_some();
+        if passed_control.is_some() {
+            keep_robots_out(paths, attach, control)?;
+        }
         let mut created = Vec::new();
         let mut listener = |passed: &mut Option<OwnedFd>, kind, path: &Path, access| -> Result<OwnedFd, SocketError> {
             if let Some(fd) = passed.take() {
@@ -97,7 +102,33 @@ impl Sockets {
         refuse_descriptors(&attach);
         refuse_descriptors(&control);
         let (attach, control) = (UnixListener::from(attach), UnixListener::from(control));
-        Ok(Sockets { attach, control, lock: Some(lock), lock_path: paths.lock.clone(), created, dir_created })
+        Ok(Sockets {
+            attach,
+            control,
+            attach_passed,
+            lock: Some(lock),
+            lock_path: paths.lock.clone(),
+            created,
+            dir_created,
+        })
+    }
+}
+
+impl Sockets {
+    /// Whether systemd holds the attach socket, so that clients can wait in it while no daemon runs.
+    #[must_use]
+    pub fn is_attach_passed(&self) -> bool {
+        self.attach_passed
+    }
+}
+
+/// systemd gives a runtime directory that it finds in other hands to the service, with everything inside: a control
+/// socket would then belong to the robots' group. Modes and groups are the .socket units' otherwise.
+fn keep_robots_out(paths: &RuntimePaths, attach: &SocketConfig, control: &SocketConfig) -> Result<(), SocketError> {
+    let (Some(robots), Some(_)) = (&attach.group, &control.group) else { return Ok(()) };
+    match fs::metadata(&paths.control) {
+        Ok(found) if found.gid() == robots.gid && control.group != attach.group => give_access(&paths.control, control),
+        _ => Ok(()),
     }
 }
 

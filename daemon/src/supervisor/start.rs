@@ -141,6 +141,7 @@ impl Supervisor {
             models = self.config.models.len(), "starting"
         );
         self.notify.status("loading models");
+        self.accept_attaches();
         if let Some(interval) = self.notify.watchdog {
             self.poller.after(interval, Timer::Watchdog);
         }
