@@ -53,9 +53,10 @@ while read -r file; do
 done <"${TMPDIR:-/tmp}/inferd-tree.$$"
 
 for file in $(printf '%s\n' "$files" | grep -E '[.](sh|py)$|^[.]ci/run$'); do
-    case $(sed -n '2s/^\(#\|"""\).*/said/p' "$file") in
+    # The first line, or what follows `#!`.
+    case $(sed -n '/^#!/!{s/^\(#\|"""\).*/said/p;q;}' "$file") in
     said) ;;
-    *) fault "$file" "its second line does not say what it is for" ;;
+    *) fault "$file" "its opening does not say what it is for" ;;
     esac
 done
 

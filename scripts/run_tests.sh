@@ -1,15 +1,15 @@
 #!/bin/sh
 # Runs every suite one after the other, each within a time budget, and sums them up. usage: run_tests.sh [SUITE...]
 #
-# A suite is the tree's own rules, the lints, the unit or doc tests of the workspace, the loom models, the C client's own
-# tests, or one file of a crate's tests/. Its output goes to a log; the log of one that failed is shown. A test that printed
-# `SKIP name: reason`
-# counts as skipped, not as passed; with CI=true a name that tests/allowed-skips.txt does not list is a failure.
+# A suite is the tree's own rules, the lints, the unit or doc tests of the workspace, the loom models, the C and the Python
+# client's own tests, or one file of a crate's tests/. Its output goes to a log; the log of one that failed is shown. A test
+# that printed `SKIP name: reason` counts as skipped, not as passed; with CI=true a name that tests/allowed-skips.txt does
+# not list is a failure.
 # The last line is `N passed, N failed, N skipped`.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
-: "${CARGO:=cargo}" "${CI:=}" "${INFERD_CAMPAIGN:=}" "${CAMPAIGN_S:=3600}"
+: "${CARGO:=cargo}" "${PYTHON:=python3}" "${CI:=}" "${INFERD_CAMPAIGN:=}" "${CAMPAIGN_S:=3600}"
 : "${CARGO_TARGET_DIR:=${XDG_CACHE_HOME:-$HOME/.cache}/inferd/target}"
 export CARGO CARGO_TARGET_DIR
 BUDGET_S=300
@@ -35,7 +35,7 @@ budget_of() {
 }
 
 suites() {
-    printf '%s\n' tree lint units docs loom client-c torch-units
+    printf '%s\n' tree lint units docs loom client-c client-py torch-units
     # A test is a file, or a folder with a main.rs.
     for file in */tests/*.rs */tests/*/main.rs; do
         case $file in
@@ -53,6 +53,7 @@ run_suite() {
     lint) sh scripts/run_lint.sh ;;
     loom) sh scripts/run_loom.sh ;;
     client-c) make -C client-c test BUILD="$CARGO_TARGET_DIR/client-c-tests" ;;
+    client-py) $PYTHON client-py/tests/run.py ;;
     units) $CARGO test --release --locked --workspace --lib --bins --examples -- --show-output ;;
     docs) $CARGO test --release --locked --workspace --doc -- --show-output ;;
     torch-units)
@@ -67,7 +68,7 @@ run_suite() {
 summary_of() {
     awk '
         /^test result: / { results++; passed += $4; failed += $6 }
-        /^client-c: [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
+        /^client-(c|py): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
         /^successes:$/ { within = 1 }
         /^failures:$/ { within = 0; test = "" }
         within && /^---- .* stdout ----$/ { test = $2 }
