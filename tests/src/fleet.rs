@@ -8,7 +8,7 @@ use crate::case::turn;
 use crate::daemon::Daemon;
 use crate::driver::{Client, Driver};
 use crate::skip::skip;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a stretch of load may take over its time.
 const LATE: Duration = Duration::from_secs(30);
@@ -17,7 +17,7 @@ const LATE: Duration = Duration::from_secs(30);
 pub struct Fleet {
     /// Rust, C, Rust, C.
     pub robots: Vec<Driver>,
-    seconds: f64,
+    ends: Instant,
     summaries: Vec<Option<Answer>>,
     loaded: bool,
 }
@@ -44,7 +44,7 @@ impl Fleet {
             robot
         };
         let robots: Vec<Driver> = [Client::Rust, Client::C, Client::Rust, Client::C].map(driver).into();
-        Fleet { robots, seconds: 0.0, summaries: Vec::new(), loaded: false }
+        Fleet { robots, ends: Instant::now(), summaries: Vec::new(), loaded: false }
     }
 
     /// New sessions in the place of all, their state begun afresh.
@@ -62,7 +62,7 @@ impl Fleet {
     pub fn load(&mut self, seconds: f64, keys: &str) {
         self.robots.iter_mut().for_each(|r| r.begin(&format!("loop seconds={seconds} {keys}")));
         self.summaries = self.robots.iter().map(|_| None).collect();
-        (self.seconds, self.loaded) = (seconds, true);
+        (self.ends, self.loaded) = (Instant::now() + Duration::from_secs_f64(seconds), true);
     }
 
     /// Whether a stretch of load is under way, on any robot.
@@ -78,12 +78,18 @@ impl Fleet {
         self.loaded
     }
 
+    /// How long the stretch of load will last yet.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        self.ends.saturating_duration_since(Instant::now())
+    }
+
     /// The summaries of the stretch, once all have ended; every ledger balances.
     ///
     /// # Panics
     /// When a ledger has a fault or a robot hangs.
     pub fn unload(&mut self) -> Vec<Answer> {
-        let limit = Duration::from_secs_f64(self.seconds) + LATE;
+        let limit = self.left() + LATE;
         let ended = self.robots.iter_mut().zip(std::mem::take(&mut self.summaries));
         let all = ended.map(|(robot, summary)| summary.unwrap_or_else(|| robot.finish(limit)).clean()).collect();
         self.loaded = false;
