@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod journal;
 pub mod logs;
 pub mod manifest;
 pub mod paths;

@@ -3,6 +3,7 @@
 //! The filter (`--log`, else `INFERD_LOG`, else `info`) can be changed while running. Faults of sessions
 //! can be provoked by anybody, so they pass a [`FaultLimiter`] first.
 
+use crate::journal::Journal;
 use inferd_ipc::limits::FAULT_LOGS_PER_S;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -51,7 +52,7 @@ impl Logs {
         let level = filter.map(str::to_owned).or(variable).unwrap_or_else(|| FILTER_DEFAULT.to_owned());
         let (layer, handle) = reload::Layer::new(parse_filter(&level)?);
         // Without a journal to talk to, text on stderr still reaches whoever reads it.
-        let journal = stderr_is_journal().then(|| tracing_journald::layer().ok()).flatten();
+        let journal = stderr_is_journal().then(|| Journal::open().ok()).flatten();
         let is_journal = journal.is_some();
         let text = (!is_journal)
             .then(|| tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(std::io::stderr));
