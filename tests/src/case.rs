@@ -38,7 +38,7 @@ impl Case {
     /// Waits for the turn and runs `body`, unless the client is not built.
     pub fn run(name: &str, client: Client, backing: Backing, body: impl FnOnce(&Case)) {
         if client.program().is_none() {
-            return skip(name, "the driver of this client is not built (make build)");
+            return skip(name, "the driver of this client is not built (make test builds it)");
         }
         body(&Case { client, backing, _turn: turn() });
     }
@@ -75,7 +75,7 @@ macro_rules! scenarios {
         mod $name {
             #[allow(unused_imports)]
             use super::*;
-            use $crate::driver::Client::{C, Rust};
+            use $crate::driver::Client::{C, Python, Rust};
             use inferd_ipc::layout::Backing::{Memfd, Posix};
 
             fn run($case: &$crate::Case) $body
@@ -95,6 +95,14 @@ macro_rules! scenarios {
             #[test]
             fn c_posix() {
                 $crate::Case::run(concat!(stringify!($name), "::c_posix"), C, Posix, run);
+            }
+            #[test]
+            fn python_memfd() {
+                $crate::Case::run(concat!(stringify!($name), "::python_memfd"), Python, Memfd, run);
+            }
+            #[test]
+            fn python_posix() {
+                $crate::Case::run(concat!(stringify!($name), "::python_posix"), Python, Posix, run);
             }
         }
     )*};

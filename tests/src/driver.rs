@@ -20,6 +20,8 @@ pub enum Client {
     Rust,
     /// `libinferd`.
     C,
+    /// The package `inferd`.
+    Python,
 }
 
 impl Client {
@@ -29,6 +31,7 @@ impl Client {
         match self {
             Client::Rust => "rust",
             Client::C => "c",
+            Client::Python => "python",
         }
     }
 
@@ -38,6 +41,7 @@ impl Client {
         match self {
             Client::Rust => Some(places::program("driver_rust")),
             Client::C => places::c_driver(),
+            Client::Python => places::python_driver(),
         }
     }
 }

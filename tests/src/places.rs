@@ -1,7 +1,7 @@
 //! Where the built programs lie: one place to look, one message when something is not built.
 //!
 //! Test binaries live in `<target>/release/deps`; the programs one folder above. `INFERD_BIN_DIR`
-//! overrides the folder (an installed tree), `INFERD_C_DRIVER` the C driver.
+//! overrides the folder (an installed tree), `INFERD_C_DRIVER` and `INFERD_PYTHON_DRIVER` those drivers.
 
 use std::path::{Path, PathBuf};
 
@@ -46,6 +46,15 @@ pub fn c_driver() -> Option<PathBuf> {
     let candidates =
         [near, Some(repository().join("client-c/build/driver_c")), Some(repository().join("build/c/driver_c"))];
     candidates.into_iter().flatten().find(|p| p.exists())
+}
+
+/// The Python driver, if `scripts/python_driver.sh` could make it: it needs an interpreter with NumPy.
+#[must_use]
+pub fn python_driver() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("INFERD_PYTHON_DRIVER") {
+        return Some(PathBuf::from(path));
+    }
+    bin_dir().parent().map(|target| target.join("python/driver_py")).filter(|p| p.exists())
 }
 
 /// Policies and goldens that are data to test with, not to commit; absent on a bare clone.
