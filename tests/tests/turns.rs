@@ -45,7 +45,8 @@ scenarios! {
         }
         for robot in &mut robots {
             let summary = robot.finish(ms(30_000)).clean();
-            assert!(summary.count("ok") > 300, "{}", summary.json);
+            // Of 400: twelve busy clients and their workers share what CPUs there are.
+            assert!(summary.count("ok") > 100, "{}", summary.json);
             assert_eq!(summary.count("ok") + summary.count("superseded"), summary.number("sent"), "{}", summary.json);
         }
         assert_eq!(daemon.sessions().len(), 12);
