@@ -21,7 +21,7 @@ POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 .DEFAULT_GOAL := build
 
 help: ## this list
-	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r target text; do printf '  %-10s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/\1	\2/p' Makefile scripts/client-py.mk | while IFS='	' read -r target text; do printf '  %-10s %s\n' "$$target" "$$text"; done
 
 build: c ## daemon, worker, inferctl (release) and the C library
 	$(CARGO) build --release --locked --workspace --bins --examples
@@ -33,14 +33,18 @@ ort: build ## ONNX Runtime's library for inferd-worker-ort, fetched by hash (24 
 	sh scripts/build_worker.sh ort
 
 include scripts/client-c.mk
+include scripts/client-py.mk
 
 policy: ## the Go2 walking policy, checked by hash, into the build folder
 	@$(PYTHON) scripts/fetch_policy.py "$(POLICY_DIR)"
 
 examples: build $(C_EXAMPLES) ## both robot examples, Rust and C
 
-demo: examples policy ## a policy served at 1 kHz, reloaded and killed in between
+demo: examples policy ## a policy served at 1 kHz, reloaded and killed in between; then a robot that walks
 	$(PYTHON) examples/demo/demo.py --bin-dir "$(BIN_DIR)" --c-dir "$(C_DIR)" --policy "$(POLICY_DIR)/policy.onnx"
+	@echo; echo 'ten seconds of a Go2 with inferd as its brain:'
+	@sh scripts/walk.sh "$(CARGO_TARGET_DIR)" --realtime --reload-at 4 --kill-client-at 7 --picture "$(CARGO_TARGET_DIR)/walk.png" \
+	    --strip "$(CARGO_TARGET_DIR)/walk-strip.png"
 
 # Workers with a library of their own, which the tests build too: `make test TORCH=0` leaves one out.
 LIBRARY_WORKERS = torch ort
