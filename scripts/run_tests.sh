@@ -35,7 +35,7 @@ budget_of() {
 }
 
 suites() {
-    printf '%s\n' tree lint units docs loom client-c client-py torch-units
+    printf '%s\n' tree lint units docs loom client-c client-py torch-units walk
     # A test is a file, or a folder with a main.rs.
     for file in */tests/*.rs */tests/*/main.rs; do
         case $file in
@@ -53,7 +53,7 @@ run_suite() {
     lint) sh scripts/run_lint.sh ;;
     loom) sh scripts/run_loom.sh ;;
     client-c) make -C client-c test BUILD="$CARGO_TARGET_DIR/client-c-tests" ;;
-    client-py) $PYTHON client-py/tests/run.py ;;
+    client-py | walk) $PYTHON client-py/tests/run.py "$1" ;;
     units) $CARGO test --release --locked --workspace --lib --bins --examples -- --show-output ;;
     docs) $CARGO test --release --locked --workspace --doc -- --show-output ;;
     torch-units)
@@ -68,7 +68,7 @@ run_suite() {
 summary_of() {
     awk '
         /^test result: / { results++; passed += $4; failed += $6 }
-        /^client-(c|py): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
+        /^(client-c|client-py|walk): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
         /^successes:$/ { within = 1 }
         /^failures:$/ { within = 0; test = "" }
         within && /^---- .* stdout ----$/ { test = $2 }
