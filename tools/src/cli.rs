@@ -68,6 +68,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Run a model once.
     Call(CallArgs),
+    /// Check the installation: units, sockets, groups, limits, kernel and CPUs, and say what to do.
+    Doctor(JsonArg),
     /// Print the completions for a shell.
     Completions {
         /// The shell.

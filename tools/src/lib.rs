@@ -12,6 +12,7 @@ pub mod array;
 pub mod bench;
 pub mod call;
 pub mod cli;
+pub mod doctor;
 pub mod dump;
 pub mod failure;
 pub mod npz;
@@ -54,6 +55,7 @@ fn dispatch(cli: &Cli) -> Result<bool, Failure> {
         Command::Replay(args) => replay::run(args, runtime_dir),
         Command::Dump(args) => dump::run(args, runtime_dir).map(|()| true),
         Command::Call(args) => call::run(args, runtime_dir).map(|()| true),
+        Command::Doctor(args) => doctor::run(args, runtime_dir),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "inferctl", &mut text);
