@@ -17,7 +17,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
 BIN_DIR = $(CARGO_TARGET_DIR)/release
 POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 
-.PHONY: all build torch ort c examples policy demo test bench bench-peers lint fmt deps install uninstall clean campaign help
+.PHONY: all build torch ort c examples policy demo test test-gpu bench bench-peers lint fmt deps install install-torch uninstall clean campaign help
 .DEFAULT_GOAL := build
 
 help: ## this list
@@ -55,6 +55,9 @@ export TORCH ORT
 test: build examples $(C_DRIVER) ## every suite; prints `N passed, N failed, N skipped` at the end (TORCH=0, ORT=0: without those)
 	for worker in $(LIBRARY_WORKERS); do sh scripts/build_worker.sh --or-skip $$worker || exit 1; done
 	sh scripts/run_tests.sh
+
+test-gpu: ## the checks that need a CUDA device; scripts/test_gpu.sh --carry FOLDER builds them for another machine
+	sh scripts/test_gpu.sh
 
 campaign: build examples $(C_DRIVER) ## the same suites with campaign counts, bounded by CAMPAIGN_S (default 3600)
 	INFERD_CAMPAIGN=1 CAMPAIGN_S="$(or $(CAMPAIGN_S),3600)" sh scripts/run_tests.sh
@@ -118,6 +121,14 @@ install: build ## below DESTDIR/PREFIX: binaries, library, header, units, manual
 	install -m 644 examples/config/inferd.toml "$(DOCDIR)/examples/"
 	install -m 644 examples/models/go2/model.toml "$(DOCDIR)/examples/go2.model.toml"
 
+install-torch: torch ## below DESTDIR/PREFIX: inferd-worker-torch and the CPU libraries of libtorch (460 MB)
+	install -d "$(LIBEXECDIR)" "$(LIBDIR)/inferd/libtorch/lib" "$(LIBDIR)/inferd/nvidia/cu13/lib"
+	install -m 755 "$(BIN_DIR)/inferd-worker-torch" "$(LIBEXECDIR)/"
+	torch=$$($(PYTHON) scripts/fetch_libtorch.py "$(CACHE_DIR)/libtorch-2.11.0") && \
+	    install -m 644 "$$torch"/lib/libc10.so "$$torch"/lib/libtorch_cpu.so "$$torch"/lib/libgomp.so.1 "$(LIBDIR)/inferd/libtorch/lib/" && \
+	    install -m 644 "$$torch"/version.py "$(LIBDIR)/inferd/libtorch/" && \
+	    install -m 644 "$$torch"/../nvidia/cu13/lib/libcupti.so.13 "$$torch"/../nvidia/cu13/lib/libcudart.so.13 "$(LIBDIR)/inferd/nvidia/cu13/lib/"
+
 uninstall: ## what `install` with the same DESTDIR and PREFIX put there; never configuration or models
 	rm -f "$(BINDIR)/inferd" "$(BINDIR)/inferctl" "$(INCLUDEDIR)/inferd.h" "$(LIBDIR)/$(notdir $(C_STATIC))" \
 	    "$(LIBDIR)/$(notdir $(C_SHARED))" "$(LIBDIR)/$(C_SONAME)" "$(LIBDIR)/libinferd.so" \
@@ -125,4 +136,4 @@ uninstall: ## what `install` with the same DESTDIR and PREFIX put there; never c
 	    "$(LIBDIR)/systemd/user/inferd.service" "$(LIBDIR)/sysusers.d/inferd.conf" \
 	    "$(MANDIR)/inferctl.1" "$(MANDIR)"/inferctl-*.1 "$(BASH_COMPLETIONS)/inferctl" \
 	    "$(ZSH_COMPLETIONS)/_inferctl" "$(FISH_COMPLETIONS)/inferctl.fish"
-	rm -rf "$(LIBEXECDIR)" "$(DOCDIR)"
+	rm -rf "$(LIBEXECDIR)" "$(DOCDIR)" "$(LIBDIR)/inferd"

@@ -12,6 +12,10 @@ else
 fi
 if $CARGO clippy --version >/dev/null 2>&1; then
     $CARGO clippy --release --locked --workspace --all-targets -- -D warnings
+    # The worker for TorchScript is empty without its feature, which wants libtorch's headers (run_tests.sh finds them).
+    if [ -n "${LIBTORCH:-}" ]; then
+        $CARGO clippy --release --locked -p inferd-worker-torch --features libtorch --all-targets -- -D warnings
+    fi
 else
     echo "SKIP clippy: not installed (rustup component add clippy)"
 fi

@@ -95,7 +95,8 @@ passed=0 failed=0 skipped=0
 [ $# -gt 0 ] || set -- $(suites)
 
 echo "building the tests"
-if ! $CARGO test --release --locked --workspace --no-run --quiet; then
+if ! $CARGO test --release --locked --workspace --no-run --quiet ||
+    { [ -n "$LIBTORCH" ] && ! $CARGO test --release --locked -p inferd-worker-torch --features libtorch --no-run --quiet; }; then
     echo "0 passed, 1 failed, 0 skipped"
     exit 1
 fi

@@ -14,6 +14,8 @@ mod limit;
 mod machine;
 #[path = "data_path/rows.rs"]
 mod rows;
+#[path = "data_path/torch.rs"]
+mod torch;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();

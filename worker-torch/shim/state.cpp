@@ -65,7 +65,7 @@ using Visit = std::function<void(const std::string &path, bool parameter, const 
 /* Every attribute of an object and of the objects in it, each object once. */
 void walk(const Object &object, const std::string &prefix, std::set<const void *> &been, const Visit &visit)
 {
-	if (!been.insert(object.get()).second || object->type()->is_module() == false && object->slots().empty()) {
+	if (!been.insert(object.get()).second || object->slots().empty()) {
 		return;
 	}
 	const auto type = object->type();

@@ -9,6 +9,7 @@ use crate::library;
 use crate::model::TorchModel;
 use crate::module::{Argument, Change, Kind, Module};
 use crate::options::Options;
+use inferd_ipc::limits::TENSORS_MAX;
 use inferd_ipc::signature::TensorSpec;
 use inferd_ipc::worker_records::{Device, ModelSpec, Precision};
 use inferd_worker::backend::{Backend, HiddenState, Model, check_size};
@@ -325,6 +326,10 @@ fn hide(
                 return Err(refused(spec, what));
             }
         }
+    }
+    if paths.len() > TENSORS_MAX {
+        let what = format!("{} of its attributes change from run to run, over the limit of {TENSORS_MAX}", paths.len());
+        return Err(refused(spec, what));
     }
     let mut hidden = Vec::new();
     for path in &paths {

@@ -16,21 +16,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Round trips in a block.
-const BLOCK: usize = 5_000;
+pub const BLOCK: usize = 5_000;
 /// Round trips in a block of a row whose sides sleep.
 const BLOCK_ASLEEP: usize = 1_000;
 /// Clock readings of the worker and the client library within one round trip: submit, start, done.
 const CLOCK_READINGS: f64 = 3.0;
 /// The CPU of the calling thread; the worker and the limit's peer have another one.
-const CLIENT_CPU: usize = 0;
+pub const CLIENT_CPU: usize = 0;
 /// A block counts when the ping-pong around it is within this factor of the tightest one.
 const TIGHT: f64 = 1.15;
 
 /// Blocks of a row and of the limit around them.
 #[derive(Default)]
-struct Blocks {
-    row: Vec<Vec<u64>>,
-    limit: Vec<Vec<u64>>,
+pub struct Blocks {
+    pub row: Vec<Vec<u64>>,
+    pub limit: Vec<Vec<u64>>,
 }
 
 fn quantile(times: &[u64], q: f64) -> f64 {
@@ -40,15 +40,15 @@ fn quantile(times: &[u64], q: f64) -> f64 {
 }
 
 /// p50 and p99 of the row and of the limit, over the blocks at the tightest placement.
-struct Figures {
-    row: [f64; 4],
-    limit: [f64; 2],
+pub struct Figures {
+    pub row: [f64; 4],
+    pub limit: [f64; 2],
     blocks: (usize, usize),
 }
 
 impl Blocks {
     /// Over the blocks at the tightest placement seen: a spinning row moves with the distance of two cores.
-    fn figures(&self) -> Figures {
+    pub fn figures(&self) -> Figures {
         self.figures_within(TIGHT)
     }
 
@@ -73,17 +73,17 @@ impl Blocks {
     }
 }
 
-fn blocks() -> usize {
+pub fn blocks() -> usize {
     std::env::var("INFERD_BENCH_BLOCKS").ok().and_then(|b| b.parse().ok()).unwrap_or(60)
 }
 
-fn attach(daemon: &Daemon, model: &str, spin_us: u32) -> Session {
+pub fn attach(daemon: &Daemon, model: &str, spin_us: u32) -> Session {
     let options = AttachOptions::new(model).runtime_dir(daemon.runtime_dir()).queue(Queue::InOrder).spin_us(spin_us);
     Session::attach(options).unwrap_or_else(|e| panic!("attach {model}: {e}"))
 }
 
 /// One call: the first input from `input`, the first output copied out.
-fn call(session: &mut Session, input: &[f32], output: &mut [f32]) {
+pub fn call(session: &mut Session, input: &[f32], output: &mut [f32]) {
     let options = CallOptions { timeout: Some(Duration::from_secs(1)), ..CallOptions::default() };
     let info = session.infer(&[(0, input)], &mut [(0, output)], options).expect("an answer");
     assert!(info.is_ok(), "{info:?}");
@@ -116,7 +116,7 @@ fn measure<const N: usize>(limit: &mut Limit, count: usize, mut rows: [Row<'_>; 
 }
 
 /// Times `count` calls, after a tenth as many to wake the other side.
-fn time_block(count: usize, row: &mut dyn FnMut()) -> Vec<u64> {
+pub fn time_block(count: usize, row: &mut dyn FnMut()) -> Vec<u64> {
     let mut times = Vec::with_capacity(count);
     for i in 0..count + count / 10 {
         let start = now_ns();
@@ -129,7 +129,7 @@ fn time_block(count: usize, row: &mut dyn FnMut()) -> Vec<u64> {
     times
 }
 
-struct Report {
+pub struct Report {
     json: Vec<serde_json::Value>,
     clock_ns: f64,
 }
@@ -142,7 +142,7 @@ impl Report {
         );
     }
 
-    fn row(&mut self, name: &str, f: &Figures, bar: &str) {
+    pub fn row(&mut self, name: &str, f: &Figures, bar: &str) {
         let [p50, p99, p999, p9999] = f.row;
         println!(
             "{name:<28} {p50:>9.0} {p99:>9.0} {p999:>9.0} {p9999:>9.0}   {:>9.0} {:>9.0}   {bar} [{}/{} blocks]",
@@ -154,7 +154,7 @@ impl Report {
         }));
     }
 
-    fn figure(&mut self, name: &str, value: f64, unit: &str) {
+    pub fn figure(&mut self, name: &str, value: f64, unit: &str) {
         println!("{name:<46} {value:>12.2} {unit}");
         self.json.push(serde_json::json!({ "figure": name, "value": value, "unit": unit }));
     }
@@ -222,6 +222,7 @@ pub fn run() {
     } else {
         println!("SKIP go2: no policy; `make policy` fetches it");
     }
+    crate::torch::rows(&mut report, worker_cpu);
     println!();
     counts(&mut report, &daemon);
     sizes(&mut report, &daemon);

@@ -1,5 +1,7 @@
 //! Modules written by hand, loaded and run as the worker does it: through a policy.
 
+mod gpu;
+
 use crate::Torch;
 use inferd_ipc::signature::DType;
 use inferd_ipc::worker_records::{Device, ModelSpec, Precision, StatePair, TensorRules};
@@ -325,6 +327,27 @@ fn half_precision_keeps_the_dtypes_that_clients_see_and_a_missing_device_is_refu
     spec.device = Device::Cuda(63);
     let error = refusal(&script, &spec).to_string();
     assert!(error.contains("CUDA") || error.contains("cuda:63"), "{error}");
+}
+
+#[test]
+fn a_quantised_layer_runs_where_its_engine_does() {
+    let script = Script::forward(
+        "x: Tensor",
+        "Tensor",
+        &[
+            "w = torch.quantize_per_tensor(self.w, 0.01, 0, 12)",
+            "p = ops.quantized.linear_prepack(w, None)",
+            "q = torch.quantize_per_tensor(x, 0.01, 0, 13)",
+            "return torch.dequantize(ops.quantized.linear(q, p, 0.02, 0))",
+        ],
+    )
+    .buffer("w", &[2, 4], &[0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]);
+    let mut policy = load(&script, &manifest(&["x"], &["y"]));
+    let got = step(&mut policy, 1.0).expect("runs");
+    assert!((got[0] - 2.0).abs() < 0.05 && (got[1] - 1.0).abs() < 0.05, "{got:?}");
+    let quantised = Script::forward("x: Tensor", "Tensor", &["return torch.quantize_per_tensor(x, 0.01, 0, 13)"]);
+    let error = refusal(&quantised, &manifest(&["x"], &["y"])).to_string();
+    assert!(error.contains("dequantize it"), "{error}");
 }
 
 #[test]
