@@ -3,7 +3,7 @@
 //! `providers` is a list in order of preference; options of a provider are handed on as `PROVIDER.KEY`. What is asked for
 //! and cannot be had is refused: a policy that quietly runs on another device is slow, and nobody knows why.
 
-use inferd_ipc::worker_records::ModelSpec;
+use inferd_ipc::worker_records::{Device, ModelSpec, Precision};
 use inferd_worker::{Fault, ModelError};
 use ort::ep::{ArbitrarilyConfigurableExecutionProvider, CUDA, ExecutionProvider, TensorRT, XNNPACK};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
@@ -53,7 +53,7 @@ pub(crate) struct Options {
 }
 
 impl Default for Options {
-    /// As measured: see the table of settings in `docs/onnxruntime.md`.
+    /// One thread; else ONNX Runtime's own. `cargo bench --bench onnx -- settings` measures the others.
     fn default() -> Options {
         Options {
             library: None,
@@ -81,6 +81,18 @@ impl Options {
                 }
                 options.providers.push((provider, Vec::new()));
             }
+        }
+        if let Device::Cuda(number) = spec.device {
+            let cuda = (Provider::Cuda, vec![("device_id".to_owned(), number.to_string())]);
+            match options.providers.iter_mut().find(|(p, _)| *p == Provider::Cuda) {
+                Some(listed) => *listed = cuda,
+                None => options.providers.push(cuda),
+            }
+        }
+        if spec.precision != Precision::Fp32 {
+            let place = format!("precision = {:?} of model {}", spec.precision.name(), spec.model);
+            let remedy = "remove it, and export the model in that precision";
+            return Err(ModelError::new(Fault::Unsupported, place, "ort computes in what the file says", remedy));
         }
         for (key, value) in &spec.options {
             let truth = || match value.as_str() {
@@ -191,6 +203,18 @@ mod tests {
         assert_eq!((options.threads, options.is_cpu()), (2, false));
         assert!(of(&[("providers", "xnnpack")]).expect("known").is_cpu());
         assert_eq!(of(&[("providers", "cpu")]), Ok(Options::default()));
+    }
+
+    #[test]
+    fn a_device_is_the_cuda_provider_of_that_number_and_a_precision_is_the_file_s() {
+        let mut spec = spec("ort", "a.onnx");
+        spec.device = Device::Cuda(2);
+        let cuda = (Provider::Cuda, vec![("device_id".to_owned(), "2".to_owned())]);
+        assert_eq!(Options::of(&spec).expect("known").providers, [cuda.clone()]);
+        spec.options.insert("providers".into(), "tensorrt,cuda".into());
+        assert_eq!(Options::of(&spec).expect("known").providers, [(Provider::TensorRt, vec![]), cuda]);
+        spec.precision = Precision::Fp16;
+        assert!(Options::of(&spec).expect_err("not ours").to_string().contains("fp16"));
     }
 
     #[test]
