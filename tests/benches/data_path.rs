@@ -12,6 +12,8 @@ mod alloc;
 mod limit;
 #[path = "data_path/machine.rs"]
 mod machine;
+#[path = "data_path/recording.rs"]
+mod recording;
 #[path = "data_path/rows.rs"]
 mod rows;
 #[path = "data_path/torch.rs"]

@@ -33,7 +33,8 @@ pub struct Blocks {
     pub limit: Vec<Vec<u64>>,
 }
 
-fn quantile(times: &[u64], q: f64) -> f64 {
+/// A quantile of a block.
+pub fn quantile(times: &[u64], q: f64) -> f64 {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
     sorted[((sorted.len() - 1) as f64 * q) as usize] as f64
@@ -77,6 +78,7 @@ pub fn blocks() -> usize {
     std::env::var("INFERD_BENCH_BLOCKS").ok().and_then(|b| b.parse().ok()).unwrap_or(60)
 }
 
+/// A session that waits in order.
 pub fn attach(daemon: &Daemon, model: &str, spin_us: u32) -> Session {
     let options = AttachOptions::new(model).runtime_dir(daemon.runtime_dir()).queue(Queue::InOrder).spin_us(spin_us);
     Session::attach(options).unwrap_or_else(|e| panic!("attach {model}: {e}"))
@@ -90,10 +92,10 @@ pub fn call(session: &mut Session, input: &[f32], output: &mut [f32]) {
 }
 
 /// A row, and the CPU that it is called on.
-type Row<'a> = (usize, &'a mut dyn FnMut());
+pub type Row<'a> = (usize, &'a mut dyn FnMut());
 
 /// Alternates blocks of the limit and of each row: rows of one call see the same conditions.
-fn measure<const N: usize>(limit: &mut Limit, count: usize, mut rows: [Row<'_>; N]) -> [Blocks; N] {
+pub fn measure<const N: usize>(limit: &mut Limit, count: usize, mut rows: [Row<'_>; N]) -> [Blocks; N] {
     let mut measured = std::array::from_fn(|_| Blocks::default());
     for block in 0..=blocks() {
         for ((cpu, row), measured) in rows.iter_mut().zip(&mut measured) {
@@ -129,6 +131,7 @@ pub fn time_block(count: usize, row: &mut dyn FnMut()) -> Vec<u64> {
     times
 }
 
+/// The table on standard output, and its figures for a file.
 pub struct Report {
     json: Vec<serde_json::Value>,
     clock_ns: f64,
@@ -186,7 +189,8 @@ fn go2_policy() -> Option<PathBuf> {
     [given, Some(fetched), shared].into_iter().flatten().find(|p| p.exists())
 }
 
-fn echo(name: &str, inputs: u64, outputs: u64, spin_us: u64, cpu: usize) -> Model {
+/// An echo model of so many bytes in and out.
+pub fn echo(name: &str, inputs: u64, outputs: u64, spin_us: u64, cpu: usize) -> Model {
     let mut model = Model::echo(name);
     model.inputs.clear();
     model.outputs.clear();
@@ -211,6 +215,7 @@ pub fn run() {
         config = config.model(Model::at("go2", policy).config("cpu", &cpu).config("spin_us", "2000"));
     }
     let daemon = config.start();
+    let recording = crate::recording::start(policy.as_deref(), worker_cpu);
     pin(client_cpu);
     let mut report = Report { json: Vec::new(), clock_ns: clock_ns() };
     println!("one clock reading {:.1} ns; {} blocks a row, alternating with the limit\n", report.clock_ns, blocks());
@@ -223,6 +228,9 @@ pub fn run() {
         println!("SKIP go2: no policy; `make policy` fetches it");
     }
     crate::torch::rows(&mut report, worker_cpu);
+    println!();
+    crate::recording::rows(&mut report, &recording, policy.is_some(), worker_cpu);
+    drop(recording);
     println!();
     counts(&mut report, &daemon);
     sizes(&mut report, &daemon);
