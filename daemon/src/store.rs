@@ -178,7 +178,14 @@ impl Store {
     fn on_kept(&mut self, job: u64, result: Result<(), String>) {
         let Some((model, at)) = self.keeping.remove(&job) else { return };
         match result {
-            Err(what) => self.complain(&format!("a generation of model {model} is not stored: {what}")),
+            Err(what) => {
+                self.complain(&format!("a generation of model {model} is not stored: {what}"));
+                // Half of it may have been written: nobody wants that.
+                if let Some(entry) = self.books.get_mut(&model).and_then(|book| book.at_mut(at)) {
+                    entry.files = None;
+                }
+                self.sweep(&[]);
+            }
             Ok(()) => {
                 if let Some(entry) = self.books.get_mut(&model).and_then(|book| book.at_mut(at)) {
                     entry.shown.stored = true;
@@ -228,11 +235,17 @@ impl Store {
             return;
         }
         changed.iter().for_each(|model| self.write(model));
-        if let Some(dir) = self.dir.clone() {
-            let keeping = self.books.values().flat_map(Book::all_blobs).chain(more);
-            let wanted = keeping.map(|blob| blob.sha256.clone()).collect();
-            self.keeper.sweep(&dir, wanted);
-        }
+        self.sweep(more);
+    }
+
+    /// Removes what no stored generation, no live one and none of these is made of.
+    fn sweep(&mut self, more: &[Blob]) {
+        let Some(dir) = self.dir.clone() else { return };
+        let on_their_way = self.keeping.values().filter_map(|(model, at)| self.books.get(model)?.at(*at));
+        let keeping =
+            self.books.values().flat_map(Book::all_blobs).chain(more).chain(on_their_way.flat_map(Entry::blobs));
+        let wanted = keeping.map(|blob| blob.sha256.clone()).collect();
+        self.keeper.sweep(&dir, wanted);
     }
 
     fn read_books(&mut self) {

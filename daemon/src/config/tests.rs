@@ -274,3 +274,31 @@ proptest::proptest! {
         let _ = crate::manifest::Manifest::parse(&document);
     }
 }
+
+#[test]
+fn what_a_change_must_show_and_what_is_kept_is_read_as_it_says() {
+    let model = |lines: &str| format!("[models.a]\npath = \"/m\"\n{lines}\n");
+    let config = load_text(&model(
+        "keep_previous = \"disk\"\nwatch = true\nrecord_steps = 16\nrecord_bytes = 65536\n\
+         gate = { shadow = \"2.5s\", max_diff = { action = 0.1, other = 2 }, max_latency_us = 500 }",
+    ))
+    .expect("sound");
+    let m = &config.models["a"];
+    assert_eq!((m.keep_previous, m.watch), (KeepPrevious::Disk, true));
+    assert_eq!(m.record, RecordConfig { steps: Some(16), bytes: 65_536 });
+    assert_eq!(m.gate.shadow, Some(inferd_ipc::control::Shadow::Seconds(2.5)));
+    assert_eq!((m.gate.max_diff["action"], m.gate.max_diff["other"]), (0.1, 2.0));
+    assert_eq!(m.gate.max_latency_us, Some(500.0));
+    for (lines, said) in [
+        ("gate = { shadow = \"soon\" }", "give a number of steps"),
+        ("gate = { shadow = -1 }", "give a number of steps"),
+        ("gate = { shadow = \"0s\" }", "give a number of steps"),
+        ("gate = { max_diff = { action = -0.1 } }", "largest absolute difference allowed"),
+        ("gate = { max_latency_us = 0 }", "above 0"),
+        ("keep_previous = \"tape\"", "\"disk\""),
+        ("record_steps = 100000000", "whole number"),
+    ] {
+        let error = error_of(&model(lines));
+        assert!(error.contains(said), "{lines}: {error}");
+    }
+}

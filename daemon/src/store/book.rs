@@ -166,7 +166,13 @@ impl Book {
         self.entries.last().map_or(0, |entry| entry.shown.at_unix_ms)
     }
 
-    /// The newest entry of this time.
+    /// The newest entry of this time that went live.
+    #[must_use]
+    pub fn at(&self, at_unix_ms: u64) -> Option<&Entry> {
+        self.entries.iter().rev().find(|entry| entry.shown.at_unix_ms == at_unix_ms && entry.went_live())
+    }
+
+    /// As [`Book::at`], to be changed.
     pub fn at_mut(&mut self, at_unix_ms: u64) -> Option<&mut Entry> {
         self.entries.iter_mut().rev().find(|entry| entry.shown.at_unix_ms == at_unix_ms && entry.went_live())
     }

@@ -75,9 +75,14 @@ impl Daemon {
 
     /// Stops it in the orderly way, and starts it again on what it left behind.
     fn restart(&mut self) {
+        self.restart_on(&self.dir.path().join("state"));
+    }
+
+    /// As [`Daemon::restart`], with another state directory.
+    fn restart_on(&mut self, state: &Path) {
         assert!(self.call("drain", json!({})).get("result").is_some());
         assert!(self.child.wait().expect("inferd ends").success());
-        self.child = Daemon::command(self.dir.path()).spawn().expect("inferd starts");
+        self.child = Daemon::command(self.dir.path(), state).spawn().expect("inferd starts");
         self.await_ready();
     }
 
@@ -100,16 +105,16 @@ impl Daemon {
         std::os::unix::fs::symlink(own, workers.join("inferd-worker-fake")).expect("a link");
         let model = folder(dir.path(), misdeed);
         configure(dir.path(), &model, lines);
-        let child = Daemon::command(dir.path()).spawn().expect("inferd starts");
+        let child = Daemon::command(dir.path(), &dir.path().join("state")).spawn().expect("inferd starts");
         Daemon { dir, child }
     }
 
-    fn command(dir: &Path) -> Command {
+    fn command(dir: &Path, state: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_inferd"));
         command.arg("--config").arg(dir.join("inferd.toml"));
         command.arg("--runtime-dir").arg(dir.join("run"));
         command.arg("--worker-dir").arg(dir.join("workers"));
-        command.arg("--state-dir").arg(dir.join("state"));
+        command.arg("--state-dir").arg(state);
         command.stderr(Stdio::piped()).env_remove("NOTIFY_SOCKET");
         command
     }

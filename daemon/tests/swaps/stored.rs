@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 pub const SCENARIOS: &[(&str, fn())] = &[
@@ -12,6 +13,7 @@ pub const SCENARIOS: &[(&str, fn())] = &[
     ("a_restart_serves_the_configured_file_where_the_configuration_names_another", restart_elsewhere),
     ("a_damaged_store_is_refused_and_never_an_outage", damaged),
     ("a_store_that_cannot_be_written_is_never_an_outage", unwritable),
+    ("a_full_disk_is_never_an_outage", full_disk),
     ("a_generation_that_is_kept_on_disk_comes_back_from_there", kept_on_disk),
     ("a_kept_worker_that_is_killed_comes_back_from_the_disk", kept_killed),
     ("a_watched_file_that_is_renamed_into_place_is_reloaded_and_half_a_file_never_is", watched),
@@ -104,6 +106,43 @@ fn unwritable() {
     assert_eq!(daemon.reload("none")["result"]["to_generation"], 3);
     daemon.serves(3);
     assert_eq!(daemon.history()[0]["stored"], false);
+    daemon.drain();
+}
+
+/// A small file system of its own, gone with this value.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Option<SmallDisk> {
+        fs::create_dir_all(&at).expect("a folder");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&at).status();
+        mounted.is_ok_and(|status| status.success()).then_some(SmallDisk(at))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn full_disk() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let Some(disk) = SmallDisk::mount(dir.path().join("small")) else {
+        return println!("SKIP a_full_disk_is_never_an_outage: file systems cannot be mounted here (run as root)");
+    };
+    let mut daemon = Daemon::start("none");
+    daemon.restart_on(&disk.0);
+    stored(&daemon);
+    let large = folder(daemon.dir.path(), "large");
+    fs::write(large.join("model.bin"), vec![1; 1 << 20]).expect("written");
+    let answer = daemon.call("reload", json!({"model": "m", "path": large}));
+    assert_eq!(answer["result"]["to_generation"], 2, "{answer}");
+    assert_eq!(daemon.reload("none")["result"]["to_generation"], 3);
+    within("what fits is stored again", || daemon.history()[0]["stored"] == true);
+    assert_eq!(daemon.history()[1]["stored"], false, "the large one does not fit");
+    assert_eq!(fs::read_dir(disk.0.join("blobs")).expect("there").count(), 2, "the manifest and the file that fits");
+    daemon.serves(3);
     daemon.drain();
 }
 
