@@ -265,7 +265,7 @@ struct Control {
 /// Who has the policy.
 enum Model {
     /// Nobody; the executor begins with the first record that concerns it.
-    Waiting(Policy),
+    Waiting(Box<Policy>),
     /// A shadow run; whether the executor is to begin when it has ended.
     Shadowing(bool),
     /// The executor.
@@ -276,7 +276,7 @@ impl Control {
     fn new(link: Link, spec: ModelSpec, policy: Policy, baton: Baton) -> Result<Control, LinkError> {
         let (mailbox, stats) = (Arc::new(Mailbox::new()?), Arc::new(Stats::default()));
         let layout = policy.record_layout();
-        Ok(Control { link, spec, baton, layout, mailbox, stats, model: Model::Waiting(policy), failures: 0 })
+        Ok(Control { link, spec, baton, layout, mailbox, stats, model: Model::Waiting(Box::new(policy)), failures: 0 })
     }
 
     /// The executor is to begin: at once, or when the shadow run gives the policy back.
@@ -284,7 +284,7 @@ impl Control {
         match std::mem::replace(&mut self.model, Model::Serving) {
             Model::Waiting(policy) => {
                 let (mailbox, stats) = (self.mailbox.clone(), self.stats.clone());
-                let executor = Executor::new(self.spec.clone(), policy, self.baton.clone(), mailbox, stats);
+                let executor = Executor::new(self.spec.clone(), *policy, self.baton.clone(), mailbox, stats);
                 std::thread::Builder::new().name("executor".into()).spawn(move || executor.run())?;
             }
             Model::Shadowing(_) => self.model = Model::Shadowing(true),
@@ -330,7 +330,7 @@ impl Control {
             let _span = lowered(span);
             let mut progress = |done, of| mailbox.report(Report::Shadowing { done, of });
             let report = shadow::run(&mut policy, &reader, &layout, wanted, &mut progress);
-            mailbox.report(Report::Shadowed(Box::new((report, policy))));
+            mailbox.report(Report::Shadowed(Box::new(report), policy));
         });
         begun.map(drop).map_err(|source| RegionError::Os { what: "starting a thread for", bytes: 0, source })
     }
@@ -423,11 +423,10 @@ impl Control {
             }
             Report::Gone(session) => drop(session),
             Report::Shadowing { done, of } => self.link.send(&FromWorker::Shadowing { done, of })?,
-            Report::Shadowed(ended) => {
-                let (report, policy) = *ended;
+            Report::Shadowed(report, policy) => {
                 let serve = matches!(self.model, Model::Shadowing(true));
                 self.model = Model::Waiting(policy);
-                self.link.send(&FromWorker::Shadowed(report))?;
+                self.link.send(&FromWorker::Shadowed(*report))?;
                 if serve {
                     self.serve()?;
                 }

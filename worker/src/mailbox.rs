@@ -41,7 +41,7 @@ pub enum Report {
         of: u32,
     },
     /// The shadow run has ended, and gives the policy back.
-    Shadowed(Box<(ShadowReport, Policy)>),
+    Shadowed(Box<ShadowReport>, Box<Policy>),
     /// The baton was taken.
     Taken,
     /// A session's client lied.
