@@ -6,6 +6,7 @@
 
 mod dump;
 mod gate;
+mod guide;
 mod history;
 mod watch;
 
