@@ -147,7 +147,11 @@ fn paths_that_are_relative_missing_or_unreadable_are_refused_with_the_remedy() {
     check("models/policy.onnx").refused(&["models/policy.onnx", "absolute", "other.toml:2"]);
     check("/nonexistent/policy.onnx").refused(&["/nonexistent/policy.onnx", "other.toml:"]);
     for (path, word) in [("models/m", "absolute"), ("/nonexistent/m", "/nonexistent/m")] {
-        let reload = daemon.rpc::<serde_json::Value>(&Rpc::Reload(Reload { model: "m".into(), path: Some(path.into()), ..Reload::default() }));
+        let reload = daemon.rpc::<serde_json::Value>(&Rpc::Reload(Reload {
+            model: "m".into(),
+            path: Some(path.into()),
+            ..Reload::default()
+        }));
         let error = reload.expect_err(path);
         assert!(error.message.contains(word), "{}", error.message);
     }

@@ -94,7 +94,8 @@ fn call_runs_a_model_once_with_inputs_from_files() {
 fn a_long_command_streams_its_progress_with_the_request_s_id() {
     let _turn = turn();
     let daemon = DaemonConfig::new(Backing::Memfd).model(Model::echo("m")).start();
-    let (progress, answer) = daemon.control().call_with_progress(&Rpc::Reload(Reload { model: "m".into(), ..Reload::default() }));
+    let (progress, answer) =
+        daemon.control().call_with_progress(&Rpc::Reload(Reload { model: "m".into(), ..Reload::default() }));
     answer.expect("reloaded");
     let stages: Vec<&str> = progress.iter().filter_map(|p| p["stage"].as_str()).collect();
     assert!(stages.contains(&"loading") && stages.contains(&"swapping"), "{stages:?}");
