@@ -13,7 +13,7 @@ use crate::config::reader::Document;
 use crate::config::{ConfigError, ConfigErrors, IpcConfig, ModelConfig, Place};
 use crate::staging::{self, StageFile};
 use inferd_ipc::signature::Signature;
-use inferd_ipc::worker_records::{Device, GoldenPair, ModelSpec, Precision, StatePair, TensorRules};
+use inferd_ipc::worker_records::{Device, GoldenPair, Loading, ModelSpec, Precision, StatePair, TensorRules};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -133,6 +133,8 @@ pub struct WorkerRole {
     pub expect: Option<Signature>,
     /// Only load, check and warm up.
     pub validate_only: bool,
+    /// At which priority.
+    pub loading: Loading,
 }
 
 impl ModelSource {
@@ -173,6 +175,7 @@ impl ModelSource {
             waiting: ipc.waiting,
             expect: role.expect,
             validate_only: role.validate_only,
+            loading: role.loading,
         }
     }
 

@@ -151,6 +151,8 @@ pub const SHADOW_PROGRESS_MS: u64 = 100;
 pub const SHADOW_SESSIONS_MAX: usize = 256;
 /// Longest description of a shadow's first failed step, in bytes.
 pub const SHADOW_FAILURE_BYTES_MAX: usize = 2_000;
+/// A loading thread of idle priority is looked at after each such time, whether it gets a CPU at all.
+pub const LOAD_PATIENCE_MS: u64 = 2_000;
 /// Stack of the thread that loads, checks and warms up a model.
 pub const LOADER_STACK_BYTES: usize = 8 << 20;
 /// Recorded steps that a gate with bounds is judged on, unless it says how many.
@@ -271,6 +273,7 @@ table!(
     SHADOW_PROGRESS_MS,
     SHADOW_SESSIONS_MAX,
     SHADOW_FAILURE_BYTES_MAX,
+    LOAD_PATIENCE_MS,
     LOADER_STACK_BYTES,
     SHADOW_STEPS_DEFAULT,
     SHADOW_WAIT_MS,

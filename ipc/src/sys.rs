@@ -253,6 +253,31 @@ pub fn leave_idle(thread: i32) -> io::Result<()> {
     check(unsafe { libc::sched_setscheduler(thread, libc::SCHED_OTHER, &raw const param) }).map(drop)
 }
 
+/// The number that the kernel gives the calling thread.
+#[must_use]
+pub fn thread_number() -> i32 {
+    // SAFETY: no memory is passed.
+    unsafe { libc::gettid() }
+}
+
+/// How long a thread of this process has run, and how long it has waited for a CPU while it could have run, in
+/// nanoseconds; none when it has ended or the kernel keeps no account.
+#[must_use]
+pub fn thread_times(thread: i32) -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    let mut words = text.split_whitespace().map(str::parse);
+    Some((words.next()?.ok()?, words.next()?.ok()?))
+}
+
+/// Sets the niceness of a thread of this process that is as nice as a new one or less.
+///
+/// # Errors
+/// ESRCH when the thread has ended.
+pub fn set_nice_of(thread: i32, nice: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed; on Linux, PRIO_PROCESS with a thread's number is that thread.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, thread.unsigned_abs(), nice) }).map(drop)
+}
+
 /// Sets the niceness of the calling thread.
 ///
 /// # Errors

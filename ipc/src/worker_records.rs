@@ -206,6 +206,19 @@ pub struct ModelSpec {
     pub expect: Option<Signature>,
     /// Only load, check and warm up; answer and exit (`inferctl validate`).
     pub validate_only: bool,
+    /// At which priority it is loaded.
+    pub loading: Loading,
+}
+
+/// The priority of loading, checking and warming up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Loading {
+    /// The daemon's own: sessions wait for this model.
+    #[default]
+    Ordinary,
+    /// When nobody else wants the CPU: somebody is served meanwhile.
+    Idle,
 }
 
 /// How an executor sleeps over its sessions.

@@ -15,17 +15,18 @@ use crate::session::Session;
 use crate::stats::Stats;
 use crate::{Fault, ModelError, contain, logs, pass_on, realtime, shadow};
 use inferd_ipc::baton::{self, Baton};
-use inferd_ipc::limits::LOADER_STACK_BYTES;
+use inferd_ipc::limits::{LOAD_PATIENCE_MS, LOADER_STACK_BYTES};
 use inferd_ipc::record::{self, RecordLayout};
 use inferd_ipc::region::RegionError;
-use inferd_ipc::worker_records::{FromWorker, Loaded, ModelSpec, ToWorker};
+use inferd_ipc::worker_records::{FromWorker, Loaded, Loading, ModelSpec, ToWorker};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 /// The backend's name that leaves the choice to the worker.
 pub const AUTO: &str = "auto";
@@ -131,7 +132,7 @@ fn work(backends: Backends<'_>) -> Result<ExitCode, LinkError> {
         None => return refuse(&link, "no baton came with the model: a bug of the supervisor"),
     };
     let mut files = Handed { link: &mut link, model: fds.next(), asked: BTreeMap::new(), early: Vec::new() };
-    let loaded = load_lowered(&spec, &mut files, backends)?;
+    let loaded = aside("loader", spec.loading == Loading::Idle, || load(&spec, &mut files, backends))?;
     let early = std::mem::take(&mut files.early);
     drop(files);
     let (policy, loaded) = match loaded {
@@ -150,27 +151,42 @@ fn work(backends: Backends<'_>) -> Result<ExitCode, LinkError> {
     Control::new(link, spec, policy, baton)?.run(early)
 }
 
-/// Loads, checks and warms up on a thread of idle priority, so that live models do not notice.
-fn load_lowered(
-    spec: &ModelSpec,
-    files: &mut Handed<'_>,
-    backends: Backends<'_>,
-) -> std::io::Result<Result<(Policy, Loaded), ModelError>> {
+/// Runs something on a thread of its own that ends with it: of idle priority where others are served meanwhile, so that
+/// they do not notice, but not for ever where no CPU is idle.
+fn aside<T: Send>(name: &str, idle: bool, work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
     let span = tracing::Span::current();
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("loader".into()).stack_size(LOADER_STACK_BYTES);
-        let loader = thread.spawn_scoped(scope, || {
-            let _span = lowered(span);
-            load(spec, files, backends)
+        let (tell, heard) = mpsc::channel();
+        let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(LOADER_STACK_BYTES);
+        let working = thread.spawn_scoped(scope, move || {
+            let _span = if idle { lowered(span) } else { prepared(span) };
+            // Whoever hears it waits for us; the sender's end says that this thread has ended.
+            let _ = tell.send(inferd_ipc::sys::thread_number());
+            let done = work();
+            drop(tell);
+            done
         })?;
+        if let (true, Ok(number)) = (idle, heard.recv()) {
+            let patience = Duration::from_millis(LOAD_PATIENCE_MS);
+            while matches!(heard.recv_timeout(patience), Err(mpsc::RecvTimeoutError::Timeout)) {
+                if realtime::relieve(number) {
+                    break;
+                }
+            }
+        }
         // A panic outside the model has ended the process already.
-        Ok(loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        Ok(working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }
 
-/// Makes the calling thread one of idle priority that computes as the executor does, and logs as the control thread.
+/// Makes the calling thread one of idle priority, and prepares it.
 fn lowered(span: tracing::Span) -> tracing::span::EnteredSpan {
     realtime::lower();
+    prepared(span)
+}
+
+/// Lets the calling thread compute as the executor does, and log as the control thread.
+fn prepared(span: tracing::Span) -> tracing::span::EnteredSpan {
     inferd_ipc::sys::flush_denormals_to_zero();
     span.entered()
 }
@@ -307,7 +323,7 @@ impl Control {
         Ok(())
     }
 
-    /// Begins a shadow run on a thread of idle priority, which has the policy until it ends.
+    /// Begins a shadow run aside, which has the policy until it ends.
     fn shadow(
         &mut self,
         wanted: shadow::Wanted,
@@ -327,9 +343,10 @@ impl Control {
         let (mailbox, span) = (self.mailbox.clone(), tracing::Span::current());
         let thread = std::thread::Builder::new().name("shadow".into());
         let begun = thread.spawn(move || {
-            let _span = lowered(span);
+            let _span = span.entered();
             let mut progress = |done, of| mailbox.report(Report::Shadowing { done, of });
-            let report = shadow::run(&mut policy, &reader, &layout, wanted, &mut progress);
+            let run = || shadow::run(&mut policy, &reader, &layout, wanted, &mut progress);
+            let report = aside("shadow-run", true, run).expect("a thread for the shadow run");
             mailbox.report(Report::Shadowed(Box::new(report), policy));
         });
         begun.map(drop).map_err(|source| RegionError::Os { what: "starting a thread for", bytes: 0, source })

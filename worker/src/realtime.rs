@@ -10,6 +10,11 @@ use inferd_ipc::worker_records::{ModelSpec, Scheduling};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
+/// A lowered thread is starved when it has waited so many times as long as it ran.
+const STARVED: u64 = 10;
+/// Niceness of a loading thread that was starved at idle priority.
+const RELIEVED_NICE: i32 = 10;
+
 /// Applies what the model's configuration asks for; returns a sentence for each thing that was not allowed.
 #[must_use]
 pub fn apply(spec: &ModelSpec) -> Vec<String> {
@@ -47,6 +52,24 @@ pub fn lower() {
         // Where even this is forbidden, loading goes on at the priority it has.
         let _ = sys::set_nice(19);
     }
+}
+
+/// Looks at a lowered thread that has not come to its end: where no CPU is ever idle it would never. Then it goes on as a
+/// nice one, if that is allowed. True when there is nothing more to do for it.
+pub fn relieve(thread: i32) -> bool {
+    let Some((ran_ns, waited_ns)) = sys::thread_times(thread) else { return true };
+    if waited_ns / STARVED < ran_ns || !sys::is_idle(thread) {
+        return false;
+    }
+    let relieved = sys::leave_idle(thread).and_then(|()| sys::set_nice_of(thread, RELIEVED_NICE));
+    match relieved {
+        Ok(()) => tracing::info!("no CPU is idle: loading goes on at nice {RELIEVED_NICE}"),
+        Err(error) => tracing::warn!(
+            "no CPU is idle, so that loading hardly goes on: {error}; allow LimitNICE=+0 (systemd) or nice 0 in \
+             limits.conf, or leave a CPU that nobody spins on"
+        ),
+    }
+    true
 }
 
 /// Takes threads back from idle priority that an inference library started while it loaded: they inherited it, and a

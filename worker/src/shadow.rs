@@ -223,8 +223,11 @@ impl<'a> Shadow<'a> {
                 return;
             }
             if !known || step.flags & REPLY_STATE_RESET != 0 {
-                let zeros = self.state_bytes.iter().map(|b| vec![0; b.len()]).collect();
-                states.insert(session, zeros);
+                let fresh = |k: usize| {
+                    self.policy.reset_state(k);
+                    self.policy.state_in_mut(k).to_vec()
+                };
+                states.insert(session, (0..self.state_bytes.len()).map(fresh).collect());
             }
         }
         self.report.steps += 1;

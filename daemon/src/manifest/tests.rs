@@ -2,7 +2,7 @@
 
 use super::*;
 use inferd_ipc::signature::DType;
-use inferd_ipc::worker_records::PerElement;
+use inferd_ipc::worker_records::{Loading, PerElement};
 use std::fs;
 
 fn parse(text: &str) -> Result<Manifest, ConfigErrors> {
@@ -104,7 +104,14 @@ fn the_order_of_the_tables_is_the_order_of_the_tensors_where_the_file_has_none()
     };
     let model = ModelConfig::new("m", Path::new("/m"));
     let ipc = crate::config::Config::default().ipc;
-    let role = WorkerRole { generation: 1, ticket: 2, baton_entry: 3, expect: None, validate_only: false };
+    let role = WorkerRole {
+        generation: 1,
+        ticket: 2,
+        baton_entry: 3,
+        expect: None,
+        validate_only: false,
+        loading: Loading::Idle,
+    };
     let spec = source("echo").spec(&model, &ipc, role.clone());
     assert_eq!((spec.input_order, spec.output_order), (vec!["z".into(), "a".into()], vec!["b".into()]));
     assert_eq!((spec.generation, spec.ticket, spec.baton_entry), (1, 2, 3));
@@ -120,7 +127,14 @@ fn options_of_the_configuration_win_over_those_of_the_manifest() {
     let mut model = ModelConfig::new("m", folder.path());
     model.options.insert("b".into(), "2".into());
     let ipc = crate::config::Config::default().ipc;
-    let role = WorkerRole { generation: 1, ticket: 1, baton_entry: 0, expect: None, validate_only: true };
+    let role = WorkerRole {
+        generation: 1,
+        ticket: 1,
+        baton_entry: 0,
+        expect: None,
+        validate_only: true,
+        loading: Loading::Idle,
+    };
     let options = source.spec(&model, &ipc, role).options;
     assert_eq!((options["a"].as_str(), options["b"].as_str()), ("1", "2"));
 }

@@ -18,7 +18,7 @@ use crate::store::{Blob, Entry};
 use inferd_ipc::baton;
 use inferd_ipc::control::{ReloadAnswer, SessionGap, ValidateAnswer, Verdict, code};
 use inferd_ipc::limits::{MODEL_FILES_MAX, MODELS_MAX, REGION_BYTES_MAX};
-use inferd_ipc::worker_records::{Loaded, ToWorker};
+use inferd_ipc::worker_records::{Loaded, Loading, ToWorker};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -246,8 +246,18 @@ impl Supervisor {
         let Some((ticket, entry)) = model.hand_out() else {
             return Err(format!("too many workers of model {} are still exiting; try again", model.name));
         };
-        let role =
-            WorkerRole { generation: generation.number, ticket, baton_entry: entry, expect, validate_only: false };
+        // Where nobody serves, sessions or a start wait for this one; else those who are served come first.
+        let awaited = purpose == Purpose::Restart
+            || self.phase == Phase::Starting
+            || matches!(model.state, ModelState::Recovering | ModelState::Quarantined);
+        let role = WorkerRole {
+            generation: generation.number,
+            ticket,
+            baton_entry: entry,
+            expect,
+            validate_only: false,
+            loading: if awaited { Loading::Ordinary } else { Loading::Idle },
+        };
         let spec = generation.source.spec(&generation.config, &self.config.ipc, role);
         let baton_fd = Rc::clone(&model.baton_fd);
         let start = Start { model: Some(id), generation, purpose, ticket, entry };
@@ -445,7 +455,14 @@ impl Supervisor {
     }
 
     fn launch_validation(&mut self, asker: Asker, config: ModelConfig, source: ModelSource, staged: Option<Staged>) {
-        let role = WorkerRole { generation: 1, ticket: 1, baton_entry: 0, expect: None, validate_only: true };
+        let role = WorkerRole {
+            generation: 1,
+            ticket: 1,
+            baton_entry: 0,
+            expect: None,
+            validate_only: true,
+            loading: Loading::Idle,
+        };
         let spec = source.spec(&config, &self.config.ipc, role);
         let made = generation(1, config, Origin { source, stamp: None, stored: None }, staged);
         let number = self.new_id();
