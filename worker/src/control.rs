@@ -51,11 +51,14 @@ pub fn run_only(own: &[&dyn Backend]) -> ExitCode {
     run_of(Backends { own, carried: None })
 }
 
+/// Finds a backend that this crate carries.
+type ByName = fn(&str) -> Result<Box<dyn Backend>, ModelError>;
+
 /// What a worker can load with.
 #[derive(Clone, Copy)]
 struct Backends<'a> {
     own: &'a [&'a dyn Backend],
-    carried: Option<fn(&str) -> Result<Box<dyn Backend>, ModelError>>,
+    carried: Option<ByName>,
 }
 
 impl Backends<'_> {
