@@ -36,6 +36,7 @@ scenarios! {
         let filled = inferd_tests::answer::fill(105, 64);
         assert_eq!(&x.bytes[5 * 64..], filled.as_slice(), "what the robot saw when the worker died");
         // The next worker writes on in the same record; a replay feeds what killed the first one, and its sixth step is deadly too.
+        daemon.until_model_is("m", "live");
         robot.exchange("fill=106 id=106").expect("ok");
         assert_eq!(dump(&daemon, &file)["steps"], 7);
         let replay = daemon.tool("inferctl", &["replay", "m", &file.display().to_string()]);
