@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 use inferd_client::control::{Command, Reload, code};
-use inferd_client::{AdminClient, Error};
+use inferd_client::{AdminClient, DType, Error, RecordLayout, Status, TensorSpec};
+use inferd_ipc::fdpass;
+use inferd_ipc::record::{self, Begun};
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -72,4 +75,44 @@ fn a_daemon_that_ends_or_is_missing_is_said_to_be() {
     let mut admin = AdminClient::connect(Some(dir.path())).unwrap();
     drop(listener.accept().unwrap());
     assert!(matches!(admin.status(), Err(Error::DaemonLost { .. })));
+}
+
+#[test]
+fn a_dump_is_read_from_the_region_that_came_beside_the_answer() {
+    let tensors = |name: &str| vec![TensorSpec::new(name, DType::F32, &[1])];
+    let layout = RecordLayout { inputs: tensors("x"), states: vec![], outputs: tensors("y") };
+    let region = record::create(&layout, 4).unwrap();
+    let mut recorder = record::open_writer(region.as_fd(), &layout, 4).unwrap();
+    for id in 7..9 {
+        recorder.begin(&Begun { session: 3, observation_id: id, ..Begun::default() });
+        recorder.input(0, &[1, 2, 3, id as u8]);
+        recorder.begun();
+        if id == 7 {
+            recorder.output(0, &[5; 4]);
+            recorder.end(Status::Ok, 0, 100);
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("control.sock")).unwrap();
+    let described = serde_json::to_value(&layout).unwrap();
+    let server = std::thread::spawn(move || {
+        let stream = listener.accept().unwrap().0;
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        for (id, slots) in [(1, 4), (2, 4000)] {
+            let asked = lines.next().unwrap().unwrap();
+            assert!(asked.contains(r#""method":"dump","params":{"model":"go2","session":3}"#), "{asked}");
+            let answer = format!(
+                r#"{{"jsonrpc":"2.0","id":{},"result":{{"model":"go2","session":3,"generation":1,"steps":{slots},"layout":{described},"region_bytes":4096}}}}"#,
+                id
+            );
+            fdpass::send(&stream, (answer + "\n").as_bytes(), &[region.as_fd()]).unwrap();
+        }
+    });
+    let mut admin = AdminClient::connect(Some(dir.path())).unwrap();
+    let dump = admin.dump("go2", Some(3)).unwrap();
+    let steps: Vec<_> = dump.steps().map(|s| (s.begun.observation_id, s.status, s.input(0).to_vec())).collect();
+    assert_eq!(steps, [(7, Some(Status::Ok), vec![1, 2, 3, 7]), (8, None, vec![1, 2, 3, 8])]);
+    // A region that is not what the answer says is not read.
+    assert!(matches!(admin.dump("go2", Some(3)), Err(Error::Protocol { .. })));
+    server.join().unwrap();
 }
