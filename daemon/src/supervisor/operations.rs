@@ -330,6 +330,10 @@ impl Supervisor {
     /// A worker has loaded, checked and warmed its model.
     pub(super) fn on_loaded(&mut self, id: u64, loaded: Loaded) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.stage == Stage::Retiring {
+            // It was told to exit while it loaded.
+            return;
+        }
         if worker.loaded.is_some() || !worker.stage.may_become(Stage::Warm) {
             return self.kill_worker(id, "it said twice that it had loaded");
         }

@@ -165,6 +165,11 @@ impl<T> Poller<T> {
         let _ = self.epoll.delete(fd);
     }
 
+    /// Forgets timers that nobody needs any more: they would be kept until their time.
+    pub fn cancel(&mut self, needless: impl Fn(&T) -> bool) {
+        self.timers.retain(|Reverse(entry)| !needless(&entry.timer));
+    }
+
     /// Fires `timer` after `wait`.
     pub fn after(&mut self, wait: Duration, timer: T) {
         self.timers_set += 1;
@@ -241,6 +246,15 @@ mod tests {
         let mut events = Vec::new();
         poller.wait(&mut events).expect("wait");
         assert_eq!((events.is_empty(), poller.due()), (true, Some(3)));
+    }
+
+    #[test]
+    fn a_cancelled_timer_does_not_fire_and_the_others_do() {
+        let mut poller: Poller<u32> = Poller::new().expect("epoll");
+        (0..100).for_each(|n| poller.after_ms(0, n));
+        poller.cancel(|timer| timer % 10 != 3);
+        let fired: Vec<u32> = std::iter::from_fn(|| poller.due()).collect();
+        assert_eq!(fired, (0..10).map(|n| 10 * n + 3).collect::<Vec<_>>());
     }
 
     #[test]

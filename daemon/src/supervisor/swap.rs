@@ -172,6 +172,8 @@ impl Supervisor {
             model.baton.clear(entry);
         }
         let wait_ms = model.config.max_run_ms.saturating_add(SWAP_MS);
+        // A rollback takes a worker back that may have taken over before: the time of that swap is not this one's.
+        self.poller.cancel(|timer| matches!(timer, Timer::Swap { model, .. } if *model == id));
         model.baton.grant(ticket);
         self.tell(to, &ToWorker::Take { predecessor }, &[]);
         if let Some(from) = from {
@@ -192,6 +194,7 @@ impl Supervisor {
     fn commit_swap(&mut self, id: u64) {
         let Some(model) = self.models.get_mut(&id) else { return };
         let Some(swap) = model.swap.take() else { return };
+        self.poller.cancel(|timer| matches!(timer, Timer::Swap { model, .. } if *model == id));
         let swap_us = swap.granted.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e6);
         let before = model.live.replace(swap.target);
         let generation = model.generation();

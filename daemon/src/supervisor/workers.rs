@@ -369,6 +369,8 @@ impl Supervisor {
         if !worker.ended {
             self.poller.remove(&worker.socket);
         }
+        // A load may take minutes: timers of workers long gone would pile up while a model is reloaded again and again.
+        self.poller.cancel(|timer| matches!(timer, Timer::Load(worker) | Timer::Exit(worker) if *worker == id));
         let how = describe_exit(&worker, status);
         tracing::info!(
             model = %worker.generation.config.name, generation = worker.generation.number, pid = worker.pid(), stage = ?worker.stage, how, "worker exited"
