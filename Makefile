@@ -59,11 +59,12 @@ test: build examples $(C_DRIVER) ## every suite; prints `N passed, N failed, N s
 test-gpu: ## the checks that need a CUDA device; scripts/test_gpu.sh --carry FOLDER builds them for another machine
 	sh scripts/test_gpu.sh
 
-campaign: build examples $(C_DRIVER) ## the same suites with campaign counts, bounded by CAMPAIGN_S (default 3600)
-	INFERD_CAMPAIGN=1 CAMPAIGN_S="$(or $(CAMPAIGN_S),3600)" sh scripts/run_tests.sh
+campaign: build examples $(C_DRIVER) ## long counts: at most CAMPAIGN_S (600) seconds a scenario, goes on where it stopped; SUITES="reloads ..."
+	INFERD_CAMPAIGN=1 CAMPAIGN_S="$(or $(CAMPAIGN_S),600)" sh scripts/run_tests.sh $(SUITES)
 
-bench: build $(C_DRIVER) ## round trips beside the ping-pong of the same run, and sizes
-	$(CARGO) bench --locked --workspace --bench data_path --bench onnx
+BENCH ?= data_path onnx reloads
+bench: build $(C_DRIVER) ## round trips beside the ping-pong of the same run, sizes, both ONNX backends, a thousand reloads; BENCH=reloads for some
+	for bench in $(BENCH); do $(CARGO) bench --locked --workspace --bench $$bench || exit 1; done
 
 bench-peers: ## what docs/decisions/0001 cites: the textbook crates beside the ping-pong
 	$(CARGO) run --release --locked --quiet --manifest-path tests/peers/Cargo.toml
