@@ -13,5 +13,7 @@ walk: build ## a robot that walks in MuJoCo with inferd as its brain
 bench-py: build policy ## a call in Python beside the same call in C, and beside ONNX Runtime in the same process
 	@$(PYTHON) client-py/bench/run.py
 
-test-export: build policy ## tools/export with the real frameworks; gigabytes of downloads
-	@$(PYTHON) tools/export/test_all.py
+test-export: build ## tools/export with the real frameworks: 5 GB of downloads, so no part of the suites
+	$(PYTHON) client-py/tests/run.py export
+	$(PYTHON) client-py/tests/run.py export --env tensorflow
+	$(PYTHON) client-py/tests/run.py client-py --env torch
