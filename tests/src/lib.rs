@@ -18,6 +18,7 @@ pub mod model;
 pub mod npy;
 pub mod onnx;
 pub mod places;
+pub mod policies;
 pub mod process;
 pub mod raw;
 pub mod rounds;

@@ -10,7 +10,7 @@ use inferd_ipc::control::{ReloadAnswer, RpcError};
 use inferd_ipc::layout::Backing;
 use inferd_ipc::signature::DType;
 use inferd_tests::answer::{OBSERVATIONS, fill, mix};
-use inferd_tests::onnx::{WALKING, perceptron, perceptron_of};
+use inferd_tests::policies::{WALKING, perceptron, perceptron_of};
 use inferd_tests::process::children;
 use inferd_tests::{Answer, Baseline, Daemon, DaemonConfig, Fleet, Model, Rounds, ms, within};
 use inferd_worker::testing::npz::npz;

@@ -7,7 +7,7 @@
 mod reference;
 
 use inferd_ipc::layout::Backing;
-use inferd_tests::onnx::recurrent;
+use inferd_tests::policies::recurrent;
 use inferd_tests::{Answer, Baseline, Client, Daemon, DaemonConfig, Driver, Fleet, Model, Rounds, ms, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

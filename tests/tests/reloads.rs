@@ -9,7 +9,7 @@ mod reference;
 use inferd_ipc::control::{Command, ReloadAnswer};
 use inferd_ipc::layout::Backing;
 use inferd_tests::answer::OBSERVATIONS;
-use inferd_tests::onnx::{WALKING, perceptron};
+use inferd_tests::policies::{WALKING, perceptron};
 use inferd_tests::{Answer, Baseline, Confined, Daemon, DaemonConfig, Fleet, Model, Rounds, skip};
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -6,7 +6,7 @@
 use crate::client::{Client, Pace};
 use crate::report::{Report, quantile, us};
 use inferd_ipc::layout::Backing;
-use inferd_tests::onnx::{WALKING, perceptron};
+use inferd_tests::policies::{WALKING, perceptron};
 use inferd_tests::{Daemon, DaemonConfig, Model, places};
 use serde_json::json;
 use std::time::Duration;

@@ -10,7 +10,7 @@ use inferd_ipc::layout::Backing;
 use inferd_ipc::sys::now_ns;
 use inferd_tests::answer::OBSERVATIONS;
 use inferd_tests::leaks::Baseline;
-use inferd_tests::onnx::{WALKING, perceptron};
+use inferd_tests::policies::{WALKING, perceptron};
 use inferd_tests::{Confined, Daemon, DaemonConfig, Model, places};
 use serde_json::json;
 use std::collections::BTreeMap;
