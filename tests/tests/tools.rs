@@ -5,6 +5,32 @@ use inferd_ipc::layout::Backing;
 use inferd_tests::{Client, DaemonConfig, Driver, Model, ms, npy, turn, within};
 use std::fs;
 
+/// A skeleton from a model file loads as it is, and a manifest that is there is not touched.
+#[test]
+fn a_manifest_skeleton_made_from_an_onnx_file_is_served_as_it_is() {
+    let _turn = turn();
+    let daemon = DaemonConfig::new(Backing::Memfd).start();
+    let folder = daemon.dir().join("fresh");
+    fs::create_dir(&folder).expect("our own folder");
+    let (file, manifest) = (folder.join("policy.onnx"), folder.join("model.toml"));
+    fs::write(&file, inferd_tests::onnx::plus_one(&[1, 6])).expect("a model");
+    let init = |args: &[&str]| daemon.tool("inferctl", &[&["init", file.to_str().expect("UTF-8")], args].concat());
+    let printed = init(&["-o", "-"]).succeeded().out;
+    assert!(!manifest.exists(), "-o - only prints");
+    assert!(init(&[]).succeeded().out.trim().ends_with("model.toml"));
+    assert_eq!(fs::read_to_string(&manifest).expect("written"), printed);
+    assert!(printed.contains("shape = [1, 6]") && printed.contains("dtype = \"f32\""), "{printed}");
+    let path = folder.display().to_string();
+    let valid = daemon.tool("inferctl", &["validate", &path, "--json"]).succeeded().json();
+    assert_eq!(valid["signature"]["inputs"][0]["shape"], serde_json::json!([1, 6]), "{valid}");
+    init(&[]).refused(&["model.toml", "exists"]);
+    fs::write(folder.join("x.keras"), "?").expect("our own file");
+    daemon.tool("inferctl", &["init", &format!("{path}/x.keras")]).refused(&["x.keras", "tools/export"]);
+    fs::write(folder.join("x.onnx"), "?").expect("our own file");
+    daemon.tool("inferctl", &["init", &format!("{path}/x.onnx")]).refused(&["x.onnx", "no ONNX model"]);
+    daemon.tool("inferctl", &["init", &format!("{path}/absent.onnx")]).refused(&["absent.onnx", "No such file"]);
+}
+
 #[test]
 fn every_command_answers_in_a_table_and_in_json() {
     let _turn = turn();

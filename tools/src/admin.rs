@@ -49,8 +49,8 @@ fn request(cli: &Cli) -> Option<Result<(Command, bool), Failure>> {
         Cli::Log(a) => (Command::Log { level: a.level.clone() }, a.json),
         Cli::Version(a) => (Command::Version {}, a.json),
         Cli::Load(_) | Cli::Reload(_) | Cli::Validate(_) => return Some(request_with_path(cli)),
-        Cli::Dump(_) | Cli::Bench(_) | Cli::Replay(_) | Cli::Call(_) | Cli::Doctor(_) => return None,
-        Cli::Completions { .. } | Cli::Man { .. } => return None,
+        Cli::Dump(_) | Cli::Init(_) | Cli::Doctor(_) => return None,
+        Cli::Bench(_) | Cli::Replay(_) | Cli::Call(_) | Cli::Completions { .. } | Cli::Man { .. } => return None,
     };
     Some(Ok(request))
 }

@@ -70,6 +70,8 @@ pub enum Command {
     Call(CallArgs),
     /// Check the installation: units, sockets, groups, limits, kernel and CPUs, and say what to do.
     Doctor(JsonArg),
+    /// Write a manifest skeleton from a model file: what the file says, and room for what it cannot say.
+    Init(InitArgs),
     /// Print the completions for a shell.
     Completions {
         /// The shell.
@@ -81,6 +83,16 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
     },
+}
+
+/// `inferctl init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The model: .onnx, or TorchScript (.pt, .pth, .ts, .torchscript).
+    pub file: PathBuf,
+    /// Where to write the manifest; `-` prints it. Default: model.toml beside the model. Never overwrites.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// For commands without arguments of their own.

@@ -50,6 +50,14 @@ pub enum Failure {
         /// What to do.
         remedy: &'static str,
     },
+    /// A model file that a manifest was to be made from.
+    #[error("{path}: {why}")]
+    ModelFile {
+        /// Which.
+        path: String,
+        /// What is wrong, and the remedy.
+        why: String,
+    },
     /// A file or standard output cannot be written.
     #[error("{path}: {source}")]
     Write {

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod doctor;
 pub mod dump;
 pub mod failure;
+pub mod init;
 pub mod npz;
 pub mod number;
 pub mod out;
@@ -56,6 +57,7 @@ fn dispatch(cli: &Cli) -> Result<bool, Failure> {
         Command::Dump(args) => dump::run(args, runtime_dir).map(|()| true),
         Command::Call(args) => call::run(args, runtime_dir).map(|()| true),
         Command::Doctor(args) => doctor::run(args, runtime_dir),
+        Command::Init(args) => init::run(args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "inferctl", &mut text);
