@@ -53,6 +53,17 @@ pub enum SocketError {
         /// What helps.
         remedy: &'static str,
     },
+    /// systemd passed a control socket that belongs to the robots' group.
+    #[error(
+        "{path} belongs to the group {group}, so every robot could unload models; \
+         run `systemd-tmpfiles --create`, then restart inferd-control.socket"
+    )]
+    Robots {
+        /// The control socket.
+        path: PathBuf,
+        /// Who may attach.
+        group: String,
+    },
     /// systemd passed something else.
     #[error(
         "descriptor {0} from LISTEN_FDS is neither a SOCK_SEQPACKET nor a SOCK_STREAM socket; check the .socket units"
@@ -127,7 +138,10 @@ impl Sockets {
 fn keep_robots_out(paths: &RuntimePaths, attach: &SocketConfig, control: &SocketConfig) -> Result<(), SocketError> {
     let (Some(robots), Some(_)) = (&attach.group, &control.group) else { return Ok(()) };
     match fs::metadata(&paths.control) {
-        Ok(found) if found.gid() == robots.gid && control.group != attach.group => give_access(&paths.control, control),
+        Ok(found) if found.gid() == robots.gid && control.group != attach.group => {
+            let (path, group) = (paths.control.clone(), robots.name.clone());
+            give_access(&paths.control, control).map_err(|_| SocketError::Robots { path, group })
+        }
         _ => Ok(()),
     }
 }
