@@ -17,7 +17,8 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
 BIN_DIR = $(CARGO_TARGET_DIR)/release
 POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 
-.PHONY: all build torch ort c examples policy demo test test-gpu bench bench-peers lint fmt deps install install-torch uninstall clean campaign help
+.PHONY: all build torch ort c examples policy demo test test-gpu bench bench-peers lint fmt deps install install-files \
+    install-torch uninstall deb clean campaign help
 .DEFAULT_GOAL := build
 
 help: ## this list
@@ -83,58 +84,85 @@ clean: ## what was built, in CARGO_TARGET_DIR
 	$(CARGO) clean
 	rm -rf "$(C_DIR)" "$(POLICY_DIR)"
 
-BINDIR = $(DESTDIR)$(PREFIX)/bin
-LIBEXECDIR = $(DESTDIR)$(PREFIX)/libexec/inferd
-LIBDIR = $(DESTDIR)$(PREFIX)/lib
-INCLUDEDIR = $(DESTDIR)$(PREFIX)/include
-DOCDIR = $(DESTDIR)$(PREFIX)/share/doc/inferd
-MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
-BASH_COMPLETIONS = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-ZSH_COMPLETIONS = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
-FISH_COMPLETIONS = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+# Where things go. Packages set PREFIX=/usr and their LIBDIR; units, sysusers.d and tmpfiles.d are found below any prefix.
+LIBDIR ?= $(PREFIX)/lib
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd
+D_BIN = $(DESTDIR)$(PREFIX)/bin
+D_LIBEXEC = $(DESTDIR)$(PREFIX)/libexec/inferd
+D_LIB = $(DESTDIR)$(LIBDIR)
+D_INCLUDE = $(DESTDIR)$(PREFIX)/include
+D_SHARE = $(DESTDIR)$(PREFIX)/share
+D_DOC = $(D_SHARE)/doc/inferd
+D_MAN = $(D_SHARE)/man
+D_UNITS = $(DESTDIR)$(UNITDIR)
+# Where inferd-worker-torch looks, from libexec/inferd.
+D_TORCH = $(DESTDIR)$(PREFIX)/lib/inferd
+D_CONFIG = $(DESTDIR)$(SYSCONFDIR)/inferd
 DOCS = README.md ARCHITECTURE.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE
+UNITS = inferd.service inferd-attach.socket inferd-control.socket inferd-stopped.target
+PROFILES = rt gpu jit notify-reload
+# A worker with an inference library of its own is installed where it was built (`make torch`, `make ort`).
+MORE_WORKERS = $(wildcard $(BIN_DIR)/inferd-worker-torch $(BIN_DIR)/inferd-worker-ort)
+POINT_AT_PREFIX = sed -e 's|/usr/bin/|$(PREFIX)/bin/|' -e 's|/usr/share/|$(PREFIX)/share/|'
 
-install: build ## below DESTDIR/PREFIX: binaries, library, header, units, manual pages, completions, docs
-	install -d "$(BINDIR)" "$(LIBEXECDIR)" "$(LIBDIR)/pkgconfig" "$(INCLUDEDIR)" "$(DOCDIR)/examples" \
-	    "$(LIBDIR)/systemd/system" "$(LIBDIR)/systemd/user" "$(LIBDIR)/sysusers.d" "$(MANDIR)" \
-	    "$(BASH_COMPLETIONS)" "$(ZSH_COMPLETIONS)" "$(FISH_COMPLETIONS)"
-	install -m 755 "$(BIN_DIR)/inferd" "$(BIN_DIR)/inferctl" "$(BINDIR)/"
-	install -m 755 "$(BIN_DIR)/inferd-worker" "$(BIN_DIR)/inferd-worker-ort" "$(LIBEXECDIR)/"
+install: build install-files ## below DESTDIR/PREFIX: binaries, library, header, units, manual pages, completions, docs
+
+install-files: # what `install` does with what was built already
+	install -d "$(D_BIN)" "$(D_LIBEXEC)" "$(D_LIB)/pkgconfig" "$(D_INCLUDE)" "$(D_DOC)/examples" "$(D_SHARE)/inferd/profiles" \
+	    "$(D_UNITS)/system" "$(D_UNITS)/user" "$(D_UNITS)/../sysusers.d" "$(D_UNITS)/../tmpfiles.d" "$(D_MAN)/man1" \
+	    "$(D_SHARE)/bash-completion/completions" "$(D_SHARE)/zsh/site-functions" "$(D_SHARE)/fish/vendor_completions.d" \
+	    "$(D_CONFIG)/inferd.d"
+	install -m 755 "$(BIN_DIR)/inferd" "$(BIN_DIR)/inferctl" "$(D_BIN)/"
+	install -m 755 "$(BIN_DIR)/inferd-worker" $(MORE_WORKERS) "$(D_LIBEXEC)/"
 	if [ -e "$(BIN_DIR)/libonnxruntime.so.1" ]; then \
-	    install -d "$(DOCDIR)/onnxruntime" && \
-	    install -m 644 "$(BIN_DIR)/libonnxruntime.so.1" "$(LIBEXECDIR)/" && \
-	    find "$(BIN_DIR)/onnxruntime-notices" -type f -exec install -m 644 {} "$(DOCDIR)/onnxruntime/" \; ; \
+	    install -d "$(D_DOC)/onnxruntime" && \
+	    install -m 644 "$(BIN_DIR)/libonnxruntime.so.1" "$(D_LIBEXEC)/" && \
+	    find "$(BIN_DIR)/onnxruntime-notices" -type f -exec install -m 644 {} "$(D_DOC)/onnxruntime/" \; ; \
 	fi
-	install -m 644 include/inferd.h "$(INCLUDEDIR)/"
-	install -m 644 "$(C_STATIC)" "$(LIBDIR)/"
-	install -m 755 "$(C_SHARED)" "$(LIBDIR)/"
-	ln -sf $(notdir $(C_SHARED)) "$(LIBDIR)/$(C_SONAME)"
-	ln -sf $(C_SONAME) "$(LIBDIR)/libinferd.so"
-	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' client-c/inferd.pc.in > "$(LIBDIR)/pkgconfig/inferd.pc"
-	sed 's|^ExecStart=/usr/bin/|ExecStart=$(PREFIX)/bin/|' systemd/inferd.service > "$(LIBDIR)/systemd/system/inferd.service"
-	sed 's|^ExecStart=/usr/bin/|ExecStart=$(PREFIX)/bin/|' systemd/user/inferd.service > "$(LIBDIR)/systemd/user/inferd.service"
-	install -m 644 systemd/inferd.sysusers.conf "$(LIBDIR)/sysusers.d/inferd.conf"
-	"$(BIN_DIR)/inferctl" man --dir "$(MANDIR)"
-	"$(BIN_DIR)/inferctl" completions bash > "$(BASH_COMPLETIONS)/inferctl"
-	"$(BIN_DIR)/inferctl" completions zsh > "$(ZSH_COMPLETIONS)/_inferctl"
-	"$(BIN_DIR)/inferctl" completions fish > "$(FISH_COMPLETIONS)/inferctl.fish"
-	install -m 644 $(DOCS) docs/*.md "$(DOCDIR)/"
-	install -m 644 examples/config/inferd.toml "$(DOCDIR)/examples/"
-	install -m 644 examples/models/go2/model.toml "$(DOCDIR)/examples/go2.model.toml"
+	install -m 644 include/inferd.h "$(D_INCLUDE)/"
+	install -m 644 "$(C_STATIC)" "$(D_LIB)/"
+	install -m 755 "$(C_SHARED)" "$(D_LIB)/"
+	ln -sf $(notdir $(C_SHARED)) "$(D_LIB)/$(C_SONAME)"
+	ln -sf $(C_SONAME) "$(D_LIB)/libinferd.so"
+	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@VERSION@|$(VERSION)|g' client-c/inferd.pc.in > "$(D_LIB)/pkgconfig/inferd.pc"
+	for unit in $(UNITS); do $(POINT_AT_PREFIX) systemd/$$unit > "$(D_UNITS)/system/$$unit" && \
+	    $(POINT_AT_PREFIX) systemd/user/$$unit > "$(D_UNITS)/user/$$unit" || exit 1; done
+	for profile in $(PROFILES); do $(POINT_AT_PREFIX) systemd/profiles/$$profile.conf > "$(D_SHARE)/inferd/profiles/$$profile.conf" || exit 1; done
+	install -m 644 systemd/sysusers.d/inferd.conf "$(D_UNITS)/../sysusers.d/"
+	install -m 644 systemd/tmpfiles.d/inferd.conf "$(D_UNITS)/../tmpfiles.d/"
+	[ -e "$(D_CONFIG)/inferd.toml" ] || install -m 644 packaging/inferd.toml "$(D_CONFIG)/"
+	"$(BIN_DIR)/inferctl" man --dir "$(D_MAN)/man1"
+	$(PYTHON) packaging/man/make_man.py --inferd "$(BIN_DIR)/inferd" --version $(VERSION) --out "$(D_MAN)"
+	"$(BIN_DIR)/inferctl" completions bash > "$(D_SHARE)/bash-completion/completions/inferctl"
+	"$(BIN_DIR)/inferctl" completions zsh > "$(D_SHARE)/zsh/site-functions/_inferctl"
+	"$(BIN_DIR)/inferctl" completions fish > "$(D_SHARE)/fish/vendor_completions.d/inferctl.fish"
+	install -m 644 $(DOCS) docs/*.md "$(D_DOC)/"
+	install -m 644 examples/config/inferd.toml "$(D_DOC)/examples/"
+	install -m 644 examples/models/go2/model.toml "$(D_DOC)/examples/go2.model.toml"
 
 install-torch: torch ## below DESTDIR/PREFIX: inferd-worker-torch and the CPU libraries of libtorch (460 MB)
-	install -d "$(LIBEXECDIR)" "$(LIBDIR)/inferd/libtorch/lib" "$(LIBDIR)/inferd/nvidia/cu13/lib"
-	install -m 755 "$(BIN_DIR)/inferd-worker-torch" "$(LIBEXECDIR)/"
+	install -d "$(D_LIBEXEC)" "$(D_TORCH)/libtorch/lib" "$(D_TORCH)/nvidia/cu13/lib"
+	install -m 755 "$(BIN_DIR)/inferd-worker-torch" "$(D_LIBEXEC)/"
 	torch=$$($(PYTHON) scripts/fetch_libtorch.py "$(CACHE_DIR)/libtorch-2.11.0") && \
-	    install -m 644 "$$torch"/lib/libc10.so "$$torch"/lib/libtorch_cpu.so "$$torch"/lib/libgomp.so.1 "$(LIBDIR)/inferd/libtorch/lib/" && \
-	    install -m 644 "$$torch"/version.py "$(LIBDIR)/inferd/libtorch/" && \
-	    install -m 644 "$$torch"/../nvidia/cu13/lib/libcupti.so.13 "$$torch"/../nvidia/cu13/lib/libcudart.so.13 "$(LIBDIR)/inferd/nvidia/cu13/lib/"
+	    install -m 644 "$$torch"/lib/libc10.so "$$torch"/lib/libtorch_cpu.so "$$torch"/lib/libgomp.so.1 "$(D_TORCH)/libtorch/lib/" && \
+	    install -m 644 "$$torch"/version.py "$(D_TORCH)/libtorch/" && \
+	    install -m 644 "$$torch"/../nvidia/cu13/lib/libcupti.so.13 "$$torch"/../nvidia/cu13/lib/libcudart.so.13 "$(D_TORCH)/nvidia/cu13/lib/"
 
 uninstall: ## what `install` with the same DESTDIR and PREFIX put there; never configuration or models
-	rm -f "$(BINDIR)/inferd" "$(BINDIR)/inferctl" "$(INCLUDEDIR)/inferd.h" "$(LIBDIR)/$(notdir $(C_STATIC))" \
-	    "$(LIBDIR)/$(notdir $(C_SHARED))" "$(LIBDIR)/$(C_SONAME)" "$(LIBDIR)/libinferd.so" \
-	    "$(LIBDIR)/pkgconfig/inferd.pc" "$(LIBDIR)/systemd/system/inferd.service" \
-	    "$(LIBDIR)/systemd/user/inferd.service" "$(LIBDIR)/sysusers.d/inferd.conf" \
-	    "$(MANDIR)/inferctl.1" "$(MANDIR)"/inferctl-*.1 "$(BASH_COMPLETIONS)/inferctl" \
-	    "$(ZSH_COMPLETIONS)/_inferctl" "$(FISH_COMPLETIONS)/inferctl.fish"
-	rm -rf "$(LIBEXECDIR)" "$(DOCDIR)" "$(LIBDIR)/inferd"
+	rm -f "$(D_BIN)/inferd" "$(D_BIN)/inferctl" "$(D_INCLUDE)/inferd.h" "$(D_LIB)/$(notdir $(C_STATIC))" \
+	    "$(D_LIB)/$(notdir $(C_SHARED))" "$(D_LIB)/$(C_SONAME)" "$(D_LIB)/libinferd.so" "$(D_LIB)/pkgconfig/inferd.pc" \
+	    $(foreach unit,$(UNITS),"$(D_UNITS)/system/$(unit)" "$(D_UNITS)/user/$(unit)") \
+	    "$(D_UNITS)/../sysusers.d/inferd.conf" "$(D_UNITS)/../tmpfiles.d/inferd.conf" \
+	    "$(D_MAN)/man1/inferctl.1" "$(D_MAN)"/man1/inferctl-*.1 "$(D_MAN)"/man3/inferd_*.3 "$(D_MAN)/man3/inferd.h.3" \
+	    "$(D_MAN)/man5/inferd.toml.5" "$(D_MAN)/man7/inferd.7" "$(D_MAN)/man8/inferd.8" \
+	    "$(D_SHARE)/bash-completion/completions/inferctl" "$(D_SHARE)/zsh/site-functions/_inferctl" \
+	    "$(D_SHARE)/fish/vendor_completions.d/inferctl.fish"
+	rm -rf "$(D_LIBEXEC)" "$(D_DOC)" "$(D_SHARE)/inferd" "$(D_TORCH)"
+
+# Several versions may be built side by side: an upgrade is tested with a higher one.
+DEB_VERSION ?= $(VERSION)
+DEB_OUT ?= $(CARGO_TARGET_DIR)/deb
+
+deb: build ## Debian packages from what was built, into CARGO_TARGET_DIR/deb
+	CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)" sh packaging/build_deb.sh "$(DEB_VERSION)" "$(DEB_OUT)"
