@@ -10,6 +10,11 @@ g++:g++:the C header is usable from C++
 valgrind:valgrind:the C client has no leak and no invalid access
 strace:strace:no system call per request while both sides spin
 pkg-config:pkg-config:the installed pkg-config file is usable
+dh:debhelper:the Debian packages are built
+dpkg-buildpackage:dpkg-dev:the Debian packages are built
+fakeroot:fakeroot:the Debian packages are built
+lintian:lintian:the Debian packages have no error
+debootstrap:debootstrap:a small Debian for the box tests
 '
 
 missing=$(printf '%s\n' "$WANTED" | while IFS=: read -r command package why; do

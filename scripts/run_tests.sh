@@ -31,6 +31,7 @@ budget_of() {
     case $1 in
     loom) budget=900 ;;
     lint) budget=900 ;;
+    systemd) budget=600 ;;
     *) budget=$BUDGET_S ;;
     esac
     # A campaign's scenarios end after CAMPAIGN_S seconds each, by themselves.
@@ -39,7 +40,7 @@ budget_of() {
 }
 
 suites() {
-    printf '%s\n' tree lint units docs loom client-c client-py torch-units walk
+    printf '%s\n' tree lint units docs loom client-c client-py torch-units walk systemd
     # A test is a file, or a folder with a main.rs.
     for file in */tests/*.rs */tests/*/main.rs; do
         case $file in
@@ -58,6 +59,7 @@ run_suite() {
     loom) sh scripts/run_loom.sh ;;
     client-c) make -C client-c test BUILD="$CARGO_TARGET_DIR/client-c-tests" ;;
     client-py | walk) $PYTHON client-py/tests/run.py "$1" ;;
+    systemd) bash tests/systemd/run.sh ;;
     units) $CARGO test --release --locked --workspace --lib --bins --examples -- --show-output ;;
     docs) $CARGO test --release --locked --workspace --doc -- --show-output ;;
     torch-units)
@@ -72,7 +74,7 @@ run_suite() {
 summary_of() {
     awk '
         /^test result: / { results++; passed += $4; failed += $6 }
-        /^(client-c|client-py|walk): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
+        /^(client-c|client-py|walk|systemd): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
         /^successes:$/ { within = 1 }
         /^failures:$/ { within = 0; test = "" }
         within && /^---- .* stdout ----$/ { test = $2 }
