@@ -58,7 +58,8 @@ def export_saved(path: Path, folder: Path, *, shapes: Optional[Dict[str, Sequenc
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "policy.onnx"
-    serve = tf.saved_model.load(str(path)).signatures["serving_default"]
+    loaded = tf.saved_model.load(str(path))  # kept: its variables live as long as it does
+    serve = loaded.signatures["serving_default"]
     specs = serve.structured_input_signature[1]
     fixed = {n: _fixed(s.shape, (shapes or {}).get(n)) for n, s in specs.items()}
     signature = [tf.TensorSpec(fixed[n], specs[n].dtype, name=n) for n in specs]
