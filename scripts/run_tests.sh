@@ -58,7 +58,7 @@ run_suite() {
     lint) sh scripts/run_lint.sh ;;
     loom) sh scripts/run_loom.sh ;;
     client-c) make -C client-c test BUILD="$CARGO_TARGET_DIR/client-c-tests" ;;
-    client-py | walk) $PYTHON client-py/tests/run.py "$1" ;;
+    client-py | walk | guides) $PYTHON client-py/tests/run.py "$1" ;;
     systemd) bash tests/systemd/run.sh ;;
     units) $CARGO test --release --locked --workspace --lib --bins --examples -- --show-output ;;
     docs) $CARGO test --release --locked --workspace --doc -- --show-output ;;
