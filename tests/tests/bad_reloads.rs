@@ -266,9 +266,9 @@ fn two_hundred_bad_reloads_change_nothing_lose_nothing_and_leave_nothing() {
     Fleet::run("bad reloads", || {
         let mut scene = Scene::new();
         let mut fleet = Fleet::attach(&scene.daemon, "model=m slots=4 queue=in_order");
-        // From here on there is a live worker and a kept one, as at the end; the clients' ledgers have been used.
-        scene.restore();
-        scene.restore();
+        // From here on there is a live worker and a kept one, as at the end; the clients' ledgers have been used, and every
+        // thread of the supervisor has the buffers that it keeps.
+        (0..40).for_each(|_| scene.restore());
         fleet.load(0.2, LOAD);
         scene.check(&fleet.unload(), 0);
         let baseline = Baseline::of(&scene.daemon, &fleet.all());

@@ -81,7 +81,7 @@ fn workers_struck(name: &str, signal: Signal, budget_s: u64) {
         let daemon = DaemonConfig::new(Backing::Memfd).model(model).start();
         let mut fleet = Fleet::attach(&daemon, ATTACH);
         // From here on a worker is kept for a rollback, as at the end; the clients' ledgers have been used.
-        daemon.reload("m").expect("reloaded");
+        (0..10).for_each(|_| drop(daemon.reload("m").expect("reloaded")));
         fleet.load(0.2, LOAD);
         let mut account = Account::default();
         account.add(&fleet.unload(), &course);

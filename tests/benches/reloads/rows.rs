@@ -21,6 +21,8 @@ const CLIENTS: usize = 4;
 const PACE: Pace = Pace { rate_hz: 1000, spin_us: 50 };
 /// Reloads in a window; a quiet window lasts as long as the one before it.
 const RELOADS_PER_WINDOW: u32 = 10;
+/// Reloads before anything is measured; an even number ends with the first file.
+const FIRST_RELOADS: usize = 40;
 /// A row ends after this, however many reloads there were.
 const ROW_TIME: Duration = Duration::from_secs(170);
 /// Of the figure over time: this much of a row, in buckets.
@@ -105,8 +107,9 @@ pub fn run(report: &Report) {
 fn measure(row: &Row) -> Seen {
     let daemon = DaemonConfig::new(Backing::Memfd).model(Model::at("m", &row.files[0])).start();
     let mut files = BTreeMap::from([(1, 0)]);
-    // From here on there is a live worker and a kept one, as at the end.
-    for file in [1, 0] {
+    // From here on there is a live worker and a kept one, as at the end, and every thread has the buffers that it keeps.
+    for n in 0..FIRST_RELOADS {
+        let file = (n + 1) % 2;
         files.insert(daemon.reload_from("m", &row.files[file]).expect("reloaded").to_generation, file);
     }
     let clients: Vec<Client> = (0..CLIENTS).map(|_| Client::start(&daemon, "m", PACE)).collect();
