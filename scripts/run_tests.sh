@@ -40,7 +40,7 @@ budget_of() {
 }
 
 suites() {
-    printf '%s\n' tree lint units docs loom client-c client-py torch-units walk systemd
+    printf '%s\n' tree lint units docs loom client-c client-py torch-units walk guides systemd
     # A test is a file, or a folder with a main.rs.
     for file in */tests/*.rs */tests/*/main.rs; do
         case $file in
@@ -74,7 +74,7 @@ run_suite() {
 summary_of() {
     awk '
         /^test result: / { results++; passed += $4; failed += $6 }
-        /^(client-c|client-py|walk|systemd): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
+        /^(client-c|client-py|walk|guides|systemd): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
         /^successes:$/ { within = 1 }
         /^failures:$/ { within = 0; test = "" }
         within && /^---- .* stdout ----$/ { test = $2 }
