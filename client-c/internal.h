@@ -76,7 +76,7 @@ struct inferd_session {
     uint64_t epoch;        /* of tickets; 1 at the first attach */
     uint64_t next_request; /* number of the next request to publish */
     bool taken;            /* slot of next_request is the caller's */
-    bool reset_next;       /* inferd_reset() was called */
+    bool reset_next;       /* inferd_reset() was called, or the session was replaced */
     bool armed;            /* the sleeping word says IFD_ASLEEP_SOCKET */
     uint64_t reset_seq;
     uint64_t doorbell; /* value of our doorbell word */

@@ -87,6 +87,8 @@ void ifd_adopt(struct inferd_session *s)
     s->link = s->next;
     s->next = (struct ifd_link){.phase = IFD_IDLE, .socket = -1, .doorbell_socket = -1};
     s->epoch++;
+    /* A session that replaces another begins on fresh state, and the caller is told so as after any other loss. */
+    s->reset_next = s->reset_next || (s->epoch > 1 && s->signature.stateful);
     s->lost = s->taken = s->armed = false;
     s->next_request = s->next_reply = s->released = s->given_up = s->reset_seq = s->fruitless_ns = 0;
     s->held = 0;

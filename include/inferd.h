@@ -153,7 +153,7 @@ enum inferd_state {
 
 /* inferd_reply.flags */
 #define INFERD_LATE 1u          /* the run ended after the deadline */
-#define INFERD_STATE_RESET 2u   /* this step ran on fresh state: asked for, or because the state was lost */
+#define INFERD_STATE_RESET 2u   /* this step ran on fresh state: asked for, because the state was lost, or first after a reattach */
 #define INFERD_RESET_PENDING 4u /* a reset was asked for and no step has run since */
 #define INFERD_STATE_LOST 8u    /* the state is lost: steps without INFERD_RESET end in needs_reset */
 

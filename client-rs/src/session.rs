@@ -47,6 +47,8 @@ pub struct Session {
     epoch: u32,
     generation: u32,
     lost: bool,
+    /// This session replaced another and has submitted nothing: its state is fresh, and the reply shall say so.
+    begins_anew: bool,
     claimed: Option<u64>,
     fruitless_since_ns: Option<u64>,
     backoff: Backoff,
@@ -83,6 +85,7 @@ impl Session {
             link,
             epoch: 0,
             lost: false,
+            begins_anew: false,
             claimed: None,
             fruitless_since_ns: None,
             backoff: Backoff::default(),

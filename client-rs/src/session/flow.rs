@@ -26,6 +26,8 @@ impl Session {
 
     pub(crate) fn publish(&mut self, meta: &RequestMeta) -> Result<Ticket, Error> {
         self.check_state()?;
+        let meta = &RequestMeta { reset: meta.reset || self.begins_anew, ..*meta };
+        self.begins_anew = false;
         let published = self.link.publish(meta);
         let number = self.tickets.submitted(meta.t_submit_ns);
         debug_assert_eq!(published, number, "rings and tickets count alike");
@@ -346,6 +348,7 @@ impl Session {
         self.generation = link.generation;
         self.link = link;
         self.epoch += 1;
+        self.begins_anew = self.link.signature.stateful;
         self.lost = false;
         self.fruitless_since_ns = None;
         Ok(())
