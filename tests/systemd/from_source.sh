@@ -37,6 +37,7 @@ follow from-source && {
     systemctl disable --now inferd 2>/dev/null
 }
 (cd /box/installed && find . ! -type d -printf '/%P\n') | grep -v '^/etc/inferd/' | xargs rm -f
+hash -r   # the shell remembers where inferctl was
 rm -rf /etc/inferd /var/lib/inferd /run/inferd; systemctl daemon-reload; groupdel inferd-admin; userdel inferd; groupdel inferd 2>/dev/null
 
 cd /box/debs && follow packages && {
