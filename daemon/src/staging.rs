@@ -61,6 +61,9 @@ impl std::fmt::Display for StageFile {
     }
 }
 
+/// Niceness of the threads that copy and hash.
+const STAGING_NICE: i32 = 10;
+
 /// How many files a worker may still ask for while it loads; one per worker.
 #[derive(Debug, Default)]
 pub struct FileAllowance {
@@ -116,9 +119,12 @@ impl Stager {
         let waiting = Arc::new(Mutex::new(waiting));
         for i in 0..limits::STAGING_THREADS {
             let (waiting, finished, wake) = (waiting.clone(), finished.clone(), wake.clone());
-            std::thread::Builder::new()
-                .name(format!("staging-{i}"))
-                .spawn(move || serve(&waiting, &finished, &wake))?;
+            std::thread::Builder::new().name(format!("staging-{i}")).spawn(move || {
+                // Copying and hashing megabytes is no reason to hold a CPU that a policy wants; at idle priority a
+                // start would never come where no CPU is idle. Where even this is forbidden it goes on as it is.
+                let _ = inferd_ipc::sys::set_nice(STAGING_NICE);
+                serve(&waiting, &finished, &wake);
+            })?;
         }
         Ok(Stager { jobs, done, wake, running: Vec::new(), last_id: 0 })
     }
