@@ -99,6 +99,7 @@ impl Sockets {
         if passed_control.is_some() {
             keep_robots_out(paths, attach, control)?;
         }
+        let control = &apart_from_robots(control, attach, nix::unistd::getegid());
         let mut created = Vec::new();
         let mut listener = |passed: &mut Option<OwnedFd>, kind, path: &Path, access| -> Result<OwnedFd, SocketError> {
             if let Some(fd) = passed.take() {
@@ -131,6 +132,13 @@ impl Sockets {
     pub fn is_attach_passed(&self) -> bool {
         self.attach_passed
     }
+}
+
+/// Without a group of its own, the control socket would belong to the daemon's: where that is the robots' group, nobody but
+/// the daemon's own user operates it.
+fn apart_from_robots(control: &SocketConfig, attach: &SocketConfig, ours: Gid) -> SocketConfig {
+    let shared = control.group.is_none() && attach.group.as_ref().is_some_and(|robots| robots.gid == ours.as_raw());
+    SocketConfig { mode: if shared { control.mode & 0o700 } else { control.mode }, group: control.group.clone() }
 }
 
 /// systemd gives a runtime directory that it finds in other hands to the service, with everything inside: a control
@@ -289,6 +297,14 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(dir.join("attach.sock")).expect("stale"));
         drop(open(&dir).expect("a stale socket is no obstacle"));
         assert!(dir.exists(), "a directory that was there stays");
+    }
+
+    #[test]
+    fn a_control_socket_without_a_group_of_its_own_is_closed_to_the_robots_group() {
+        let robots = crate::config::SocketGroup { name: "inferd".to_owned(), gid: 7 };
+        let attach = SocketConfig { mode: 0o660, group: Some(robots) };
+        assert_eq!(apart_from_robots(&access(), &attach, Gid::from_raw(7)).mode, 0o600);
+        assert_eq!(apart_from_robots(&access(), &attach, Gid::from_raw(8)).mode, 0o660);
     }
 
     #[test]
