@@ -15,7 +15,7 @@ must() { "$@" >/tmp/out 2>&1 || fail "\`$*\` exited $?: $(tail -n 5 /tmp/out | t
 equal() { [ "$1" = "$2" ] || fail "$3: expected \"$2\", found \"$1\""; }
 holds() { case $1 in *"$2"*) ;; *) fail "$3: \"$2\" is not in \"$1\"" ;; esac; }
 # Waits until a command succeeds: never for a fixed time, and not for ever.
-await() { local what=$1 i; shift; for i in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done; fail "waited 30 s for $what"; }
+await() { local what=$1 i; shift; for i in $(seq 300); do "$@" >/dev/null 2>&1 && return 0; sleep 0.1; done; fail "waited 30 s for $what; the service: $(systemctl show -P Result inferd), $(systemctl show -P StatusText inferd)"; }
 scenario() {
     here=$1
     if ( "$1" ); then say "ok $1"; else
