@@ -26,6 +26,7 @@ mod shim {
             .std("c++17")
             .pic(true)
             .opt_level(2)
+            .debug(false)
             .flag("-fvisibility=hidden")
             .define("_GLIBCXX_USE_CXX11_ABI", "1")
             .include("shim")
