@@ -70,6 +70,19 @@ scenarios! {
         assert_eq!(robot.call("send fill=2").error(), "daemon_lost");
     }
 
+    fn a_reply_that_stood_before_the_drain_is_read_when_the_daemon_is_gone(case) {
+        let mut daemon = case.config().model(Model::echo("m")).start();
+        let mut robot = case.attached(&daemon, "model=m auto_reattach=0");
+        let unread = robot.send("fill=1");
+        within(ms(5000), "the reply is published", || {
+            let stats: StatsAnswer = daemon.rpc(&Rpc::Stats { model: None }).expect("stats");
+            stats["m"].outcomes.get("ok") == Some(&1)
+        });
+        daemon.signal(Signal::SIGTERM);
+        daemon.ended(ms(3000));
+        robot.wait(unread).expect("ok");
+    }
+
     fn a_run_longer_than_the_drain_is_cut_off_in_time(case) {
         let model = Model::echo("m").option("sleep_us", 20_000_000).config("max_run_ms", "60000");
         let mut daemon = case.config().model(model).set("daemon", "drain_ms = 500").start();

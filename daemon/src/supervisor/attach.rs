@@ -387,7 +387,10 @@ impl Supervisor {
             }
         }
         parts.names.iter().for_each(|name| region::unlink(name));
-        region::punch(parts.reply.as_fd(), parts.geometry.reply_bytes);
+        // A daemon that drains leaves the replies: its clients may read them when it is gone, and keep no quota of it.
+        if self.phase == Phase::Starting || self.phase == Phase::Ready {
+            region::punch(parts.reply.as_fd(), parts.geometry.reply_bytes);
+        }
         match region::reopen(parts.request.as_fd(), Access::ReadWrite) {
             Ok(request) => {
                 let (reply, reply_bytes) = (parts.reply, parts.geometry.reply_bytes);
