@@ -54,8 +54,9 @@ pub struct Store {
     /// Generations whose files are on their way to the disk: model and time of the entry, by job.
     keeping: BTreeMap<u64, (String, u64)>,
     keeper: Keeper,
-    /// The last complaint, so that a full disk is said once and not at every reload.
+    /// The last complaint about a generation, and about a history, so that a full disk is said once and not at every reload.
     complaint: Option<String>,
+    history_complaint: Option<String>,
     /// Another daemon's store is left alone while this is held.
     _lock: Option<Flock<File>>,
 }
@@ -74,6 +75,7 @@ impl Store {
             keeping: BTreeMap::new(),
             keeper,
             complaint: None,
+            history_complaint: None,
             _lock: None,
         };
         match prepare(dir) {
@@ -168,8 +170,13 @@ impl Store {
             match done {
                 Done::Hashed { job, result } => hashes.push((job, result)),
                 Done::Kept { job, result } => self.on_kept(job, result),
-                Done::Failed { what } => self.complain(&what),
-                Done::Wrote => self.complaint = None,
+                Done::Failed { what } => {
+                    if self.history_complaint.as_deref() != Some(&what) {
+                        tracing::warn!(what, dir = ?self.dir, "the store");
+                        self.history_complaint = Some(what);
+                    }
+                }
+                Done::Wrote => self.history_complaint = None,
             }
         }
         hashes
@@ -187,6 +194,7 @@ impl Store {
                 self.sweep(&[]);
             }
             Ok(()) => {
+                self.complaint = None;
                 if let Some(entry) = self.books.get_mut(&model).and_then(|book| book.at_mut(at)) {
                     entry.shown.stored = true;
                     self.write(&model);
