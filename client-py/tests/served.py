@@ -49,7 +49,8 @@ class Daemon:
         (self.dir / "inferd.toml").write_text(self.config)
         with open(self.dir / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [os.path.join(os.environ["INFERD_BIN_DIR"], "inferd"), "--config", self.dir / "inferd.toml", "--runtime-dir", self.run],
+                [os.path.join(os.environ["INFERD_BIN_DIR"], "inferd"), "--config", self.dir / "inferd.toml", "--runtime-dir", self.run,
+                 "--state-dir", self.dir / "state"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         end = time.monotonic() + 30
         while True:

@@ -54,7 +54,8 @@ class Stage:
     def start(self, wait: bool = True) -> None:
         with open(self.dir / "inferd.log", "ab") as log:
             self.daemon = subprocess.Popen(
-                [self.bin_dir / "inferd", "--config", self.dir / "inferd.toml", "--runtime-dir", self.run, "--worker-dir", self.bin_dir],
+                [self.bin_dir / "inferd", "--config", self.dir / "inferd.toml", "--runtime-dir", self.run, "--worker-dir", self.bin_dir,
+                 "--state-dir", self.dir / "state"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         end = time.monotonic() + READY_S
         while wait and not self.ready():

@@ -41,6 +41,7 @@ def environment(home: Path, **more: str) -> Dict[str, str]:
     kept = {"CARGO_HOME": f"{user}/.cargo", "RUSTUP_HOME": f"{user}/.rustup", "PYENV_ROOT": f"{user}/.pyenv",
             "PIP_CACHE_DIR": f"{user}/.cache/pip"}
     return {**{k: os.environ.get(k, v) for k, v in kept.items()}, "PATH": os.environ["PATH"], "HOME": str(home),
+            "STATE_DIRECTORY": str(home / "state"),
             "CARGO_TARGET_DIR": str(TARGET), "PYTHONDONTWRITEBYTECODE": "1", **more}
 
 
