@@ -27,6 +27,17 @@ DX_MAX_M = 0.1
 #: How long a tick waits for its action. In simulated time a late action is no worse than a prompt one.
 PATIENCE_S = 10.0
 LSTM_STATE = '[[state]]\ninput = "h_in"\noutput = "h_out"\n[[state]]\ninput = "c_in"\noutput = "c_out"\n'
+#: A TorchScript file does not name its tensors; this one hides its state in buffers.
+LSTM_TORCHSCRIPT = """input_order = ["obs"]
+output_order = ["actions"]
+[inputs.obs]
+dtype = "f32"
+shape = [1, 47]
+[outputs.actions]
+shape = [1, 12]
+[options]
+reset_method = "reset_memory"
+"""
 EXAMPLES = Path(__file__).resolve().parents[1]
 
 
@@ -166,6 +177,8 @@ def manifest_of(name: str, policy: Path) -> str:
         return "\n".join(line for line in text.splitlines() if not line.startswith(("file =", "#"))) + "\n"
     if name == "g1-lstm" and policy.suffix == ".onnx":
         return LSTM_STATE
+    if name == "g1-lstm":
+        return LSTM_TORCHSCRIPT
     return ""
 
 
