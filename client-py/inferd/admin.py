@@ -23,7 +23,7 @@ from typing import Any, Callable, Dict, List, Optional, Union
 from .errors import CallerError, Error, Forbidden, NoDaemon, OperatorError, Protocol, Timeout, UnknownModel
 
 __all__ = ["Control", "Refused", "Busy", "ModelRefused", "status", "models", "sessions", "limits", "stats", "load", "unload",
-           "reload", "rollback", "validate", "disconnect", "drain", "log", "version"]
+           "reload", "rollback", "history", "dump", "validate", "disconnect", "drain", "log", "version"]
 
 PathLike = Union[str, "os.PathLike[str]"]
 Progress = Callable[[Dict[str, Any]], None]
@@ -73,13 +73,14 @@ class Control:
             if e.errno in (errno.EACCES, errno.EPERM):
                 raise Forbidden(f"{self.path}: {e.strerror}; operators are in the group inferd-admin") from None
             raise NoDaemon(f"{self.path}: {e.strerror or e}; start inferd, or set INFERD_RUNTIME_DIR") from None
-        self._lines = self._socket.makefile("rb")
+        self._input = b""
+        self._descriptors: List[int] = []
         self._id = 0
 
     def call(self, method: str, progress: Optional[Progress] = None, **params: Any) -> Any:
         """Sends one command and returns its result; parameters that are None are left out.
 
-        progress: called with every notification of a long command: ``{"id", "model", "stage"}``.
+        progress: called with every notification of a long command: ``{"id", "model", "stage"}``, some with ``done`` and ``of``.
         Raises UnknownModel, ModelRefused, Busy, CallerError, Refused, NoDaemon (the daemon hung up), Timeout.
         """
         self._id += 1
@@ -88,10 +89,7 @@ class Control:
         try:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             while True:
-                line = self._lines.readline(_LINE_BYTES_MAX)
-                if not line.endswith(b"\n"):
-                    raise NoDaemon(f"{method}: the daemon hung up before it answered; its log says why")
-                message = json.loads(line)
+                message = json.loads(self._line(method))
                 if message.get("method") == "progress":
                     if progress is not None:
                         progress(message["params"])
@@ -106,6 +104,17 @@ class Control:
                 raise
             raise NoDaemon(f"{method}: {e}") from None
 
+    def _line(self, method: str) -> bytes:
+        """The next line. Descriptors that come beside it are kept, for `dump`."""
+        while b"\n" not in self._input:
+            data, descriptors, _, _ = socket.recv_fds(self._socket, 65536, 4)
+            self._descriptors += descriptors
+            if not data or len(self._input) > _LINE_BYTES_MAX:
+                raise NoDaemon(f"{method}: the daemon hung up before it answered; its log says why")
+            self._input += data
+        line, _, self._input = self._input.partition(b"\n")
+        return line
+
     @staticmethod
     def _result(message: Dict[str, Any]) -> Any:
         error = message.get("error")
@@ -116,7 +125,9 @@ class Control:
         raise raised
 
     def close(self) -> None:
-        self._lines.close()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
         self._socket.close()
 
     def __enter__(self) -> "Control":
@@ -155,13 +166,38 @@ class Control:
         """Stops serving a model; its sessions end."""
         return self.call("unload", model=model)  # type: ignore[no-any-return]
 
-    def reload(self, model: str, path: Optional[PathLike] = None, progress: Optional[Progress] = None) -> Dict[str, Any]:
-        """The next generation, from the same or another file: loaded, checked, warmed up, then swapped in between two steps."""
-        return self.call("reload", progress, model=model, path=None if path is None else _absolute(path))  # type: ignore[no-any-return]
+    def reload(self, model: str, path: Optional[PathLike] = None, progress: Optional[Progress] = None, *,
+               shadow_steps: Optional[int] = None, shadow_s: Optional[float] = None, max_diff: Optional[Dict[str, float]] = None,
+               max_latency_us: Optional[float] = None, dry_run: Optional[bool] = None) -> Dict[str, Any]:
+        """The next generation, from the same or another file: loaded, checked, warmed up, then swapped in between two steps.
+
+        shadow_steps, shadow_s: first run it on so many recorded steps, or on those of so many seconds, without answering anybody.
+        max_diff: largest difference per output; max_latency_us: largest p99 of a run. dry_run: judge, and change nothing.
+        Returns what was done, with the `verdict`; a refusal raises ModelRefused, and what was live still is.
+        """
+        shadow = {k: v for k, v in (("steps", shadow_steps), ("seconds", shadow_s)) if v is not None} or None
+        return self.call("reload", progress, model=model, path=None if path is None else _absolute(path),  # type: ignore[no-any-return]
+                         shadow=shadow, max_diff=max_diff, max_latency_us=max_latency_us, dry_run=dry_run)
 
     def rollback(self, model: str) -> Dict[str, Any]:
         """Takes the kept previous generation back."""
         return self.call("rollback", model=model)  # type: ignore[no-any-return]
+
+    def history(self, model: str) -> List[Dict[str, Any]]:
+        """What went live and what was refused, newest first: generation, sha256, when, by which uid, verdict, how it ended."""
+        return self.call("history", model=model)  # type: ignore[no-any-return]
+
+    def dump(self, model: str, session: Optional[int] = None) -> Dict[str, Any]:
+        """The last recorded steps, as they lie in memory: ``inferctl dump`` makes an npz file of them.
+
+        The answer has, beside the daemon's keys, ``descriptor``: an open, read-only file of the record region, laid out as
+        docs/record-region.md says. It is the caller's: ``os.close`` it, or give it to ``os.fdopen``.
+        """
+        answer: Dict[str, Any] = self.call("dump", model=model, session=session)
+        if not self._descriptors:
+            raise Protocol("dump: no descriptor came with the answer")
+        answer["descriptor"] = self._descriptors.pop()
+        return answer
 
     def validate(self, path: PathLike, backend: Optional[str] = None, progress: Optional[Progress] = None) -> Dict[str, Any]:
         """Loads, checks and warms up a file without serving it."""
@@ -210,6 +246,8 @@ load = _once("load")
 unload = _once("unload")
 reload = _once("reload")
 rollback = _once("rollback")
+history = _once("history")
+dump = _once("dump")
 validate = _once("validate")
 disconnect = _once("disconnect")
 drain = _once("drain")

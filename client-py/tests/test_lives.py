@@ -113,7 +113,9 @@ class Lives(unittest.TestCase):
                 robot(x=self.x)
                 session = control.sessions()[0]
                 self.assertEqual((session["model"], session["pid"]), ("m", os.getpid()))
-                self.assertEqual(control.stats("m")["m"]["outcomes"]["ok"], 1)
+                end = time.monotonic() + 5  # a worker counts after it has answered
+                while control.stats("m")["m"]["outcomes"].get("ok") != 1:
+                    self.assertLess(time.monotonic(), end)
                 control.disconnect(session["session"])
                 time.sleep(0.05)
                 with self.assertRaises(inferd.DaemonLost):
@@ -121,7 +123,12 @@ class Lives(unittest.TestCase):
             control.load("more", self.folder, backend="echo")
             self.assertEqual(control.validate(self.folder, backend="echo")["signature"]["inputs"][0]["name"], "x")
             control.reload("more")
+            self.assertTrue(control.reload("more", shadow_steps=0, dry_run=True)["verdict"]["accepted"])
             control.rollback("more")
+            self.assertEqual([e["cause"] for e in control.history("more")][0], "rollback")
+            recorded = control.dump("m")
+            self.assertGreaterEqual(os.fstat(recorded["descriptor"]).st_size, recorded["region_bytes"])
+            os.close(recorded["descriptor"])
             control.unload("more")
             control.log("debug")
             self.assertEqual(control.version()["version"], control.status()["version"])
