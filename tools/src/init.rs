@@ -187,14 +187,14 @@ fn state_pairs(signature: &Signature) -> Vec<(String, String)> {
     let mut pairs = Vec::new();
     for input in &signature.inputs {
         let of_input = stem(&input.name, &["in", "input", "prev", "previous", "old"]);
-        let matches = signature.outputs.iter().filter(|output| {
+        let mut matches = signature.outputs.iter().filter(|output| {
             output.name != input.name
                 && input.shape.is_some()
                 && input.shape == output.shape
                 && input.dtype == output.dtype
                 && stem(&output.name, &["out", "output", "next", "new"]) == of_input
         });
-        if let Some(output) = matches.last() {
+        if let Some(output) = matches.next_back() {
             pairs.push((input.name.clone(), output.name.clone()));
         }
     }

@@ -83,6 +83,8 @@ impl Plain for ort::Error<SessionBuilder> {
     }
 }
 
+// An error brings the builder back with it, which is large; none of this lies on the path of a request.
+#[allow(clippy::result_large_err)]
 fn builder(library: &Library, options: &Options) -> ort::Result<SessionBuilder> {
     let mut builder = Session::builder(&library.environment)?
         .with_intra_threads(options.threads)

@@ -210,7 +210,7 @@ mod tests {
         let mut spec = spec("ort", "a.onnx");
         spec.device = Device::Cuda(2);
         let cuda = (Provider::Cuda, vec![("device_id".to_owned(), "2".to_owned())]);
-        assert_eq!(Options::of(&spec).expect("known").providers, [cuda.clone()]);
+        assert_eq!(Options::of(&spec).expect("known").providers, std::slice::from_ref(&cuda));
         spec.options.insert("providers".into(), "tensorrt,cuda".into());
         assert_eq!(Options::of(&spec).expect("known").providers, [(Provider::TensorRt, vec![]), cuda]);
         spec.precision = Precision::Fp16;

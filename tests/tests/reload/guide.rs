@@ -37,8 +37,7 @@ fn shape(text: &str) -> String {
     let mut out = String::new();
     let mut in_number = false;
     for c in text.chars() {
-        let number = c.is_ascii_digit()
-            || (in_number && matches!(c, '.' | 'e' | '-' | ':') || (in_number && c.is_ascii_hexdigit()));
+        let number = c.is_ascii_digit() || (in_number && (matches!(c, '.' | '-' | ':') || c.is_ascii_hexdigit()));
         match c {
             _ if number && in_number => {}
             _ if number => out.push('#'),
