@@ -17,7 +17,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
 BIN_DIR = $(CARGO_TARGET_DIR)/release
 POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 
-.PHONY: all build torch ort c examples policy demo test test-gpu bench bench-peers lint fmt deps install install-files \
+.PHONY: all build torch ort c examples policy demo test test-gpu bench bench-peers bench-tch lint fmt deps install install-files \
     install-torch uninstall deb clean campaign help
 .DEFAULT_GOAL := build
 
@@ -69,6 +69,9 @@ bench: build $(C_DRIVER) ## round trips beside the ping-pong of the same run, si
 
 bench-peers: ## what docs/decisions/0001 cites: the textbook crates beside the ping-pong
 	$(CARGO) run --release --locked --quiet --manifest-path tests/peers/Cargo.toml
+
+bench-tch: torch ## what docs/decisions/0002 cites: FILE=x.pt INPUT=obs=f32:1,47 through the crate tch and through the worker
+	sh scripts/bench_tch.sh "$(FILE)" "$(or $(INPUT),obs=f32:1,47)" --outputs actions --option reset_method=reset_memory
 
 lint: ## formatting, clippy, licences, the tree's own rules
 	sh scripts/check_tree.sh
