@@ -14,9 +14,10 @@ fn requests(case: &Case) -> u64 {
     if case.client == Client::Python { 10_000 } else { 100_000 }
 }
 
-/// Calls that a busy machine may add to that many requests: a pre-empted peer makes the other one sleep and ring.
+/// Calls that a busy machine may add to that many requests: a pre-empted peer makes the other one sleep and ring. An
+/// interpreter's heap grows and shrinks besides; one call for every request would still show.
 fn calls_max(case: &Case) -> u64 {
-    requests(case) / 100
+    requests(case) / if case.client == Client::Python { 4 } else { 100 }
 }
 
 /// An echo model that spins for longer than anybody is pre-empted.
@@ -39,7 +40,7 @@ scenarios! {
         let short = long_loop(&mut robot, 1000).number("allocations");
         let long = long_loop(&mut robot, 1000 + requests(case)).number("allocations");
         // Python makes and drops objects as it runs; what its driver counts is what stays, of which its own caches are some.
-        let slack = if case.client == Client::Python { requests(case) / 100 } else { 0 };
+        let slack = if case.client == Client::Python { requests(case) / 4 } else { 0 };
         assert!(long <= short + slack, "{} requests more, {short} and {long} allocations", requests(case));
     }
 

@@ -12,7 +12,7 @@ use inferd_ipc::record::RecordedStep;
 use inferd_ipc::region::{self, Access};
 use inferd_ipc::signature::{DType, Signature};
 use inferd_ipc::sync::Ordering;
-use inferd_ipc::worker_records::{Loaded, ModelSpec, PerElement, StatePair, TensorRules, ToWorker};
+use inferd_ipc::worker_records::{Loaded, Loading, ModelSpec, PerElement, StatePair, TensorRules, ToWorker};
 use inferd_worker::testing::spec::{echo_spec, tensor};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -242,7 +242,7 @@ fn a_shadow_ends_at_once_with_the_worker_however_long_it_would_take_and_even_if_
             let mut candidate = live.candidate(generation(scaled(1.0), 2, Some(option)));
             candidate.shadow(&live.record, Some(1000), None, 60_000);
             std::thread::sleep(Duration::from_millis(30));
-            assert!(candidate.threads().contains(&("shadow".to_owned(), SCHED_IDLE)));
+            assert!(candidate.threads().contains(&("shadow-run".to_owned(), SCHED_IDLE)));
             let start = Instant::now();
             if told {
                 candidate.tell(&ToWorker::Retire, &[]);
@@ -302,13 +302,18 @@ fn a_region_of_another_model_is_refused() {
 }
 
 #[test]
-fn a_model_is_loaded_at_idle_priority_by_a_thread_that_ends() {
-    let place = Place::new();
-    let worker = Worker::start(&place, &generation(scaled(1.0), 1, Some(("load_delay_ms", "300"))));
-    let start = Instant::now();
-    while !worker.threads().contains(&("loader".to_owned(), SCHED_IDLE)) {
-        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", worker.threads());
+fn a_model_is_loaded_by_a_thread_that_ends_at_idle_priority_unless_it_is_awaited() {
+    // One that others are served beside, and one that is awaited.
+    for (loading, policy) in [(Loading::Idle, SCHED_IDLE), (Loading::Ordinary, SCHED_OTHER)] {
+        let place = Place::new();
+        let mut spec = generation(scaled(1.0), 1, Some(("load_delay_ms", "300")));
+        spec.loading = loading;
+        let worker = Worker::start(&place, &spec);
+        let start = Instant::now();
+        while !worker.threads().contains(&("loader".to_owned(), policy)) {
+            assert!(start.elapsed() < Duration::from_secs(10), "{:?}", worker.threads());
+        }
+        worker.loaded();
+        assert_eq!(worker.threads(), [("inferd-worker".to_owned(), SCHED_OTHER)]);
     }
-    worker.loaded();
-    assert_eq!(worker.threads(), [("inferd-worker".to_owned(), SCHED_OTHER)]);
 }
