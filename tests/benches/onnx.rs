@@ -21,7 +21,7 @@ use inferd_worker::files::Folder;
 use inferd_worker::testing::spec::spec;
 use inferd_worker::warm_up::fill_bytes;
 use inferd_worker_ort::{Library, Ort};
-use limit::{Kind, Limit, pin};
+use limit::{Kind, Limit, pin, unpin};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -207,6 +207,8 @@ fn speeds(files: &[PathBuf]) {
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     let mut sizes = Vec::new();
     for file in files {
+        // What a daemon may use, it has from us.
+        unpin();
         let dir = tempfile::tempdir().expect("a temporary folder");
         let daemons = ["tract", "ort"].map(|b| {
             let daemon = DaemonConfig::new(Backing::Memfd).model(served_model(file, b, worker_cpu, dir.path())).start();
@@ -268,9 +270,9 @@ fn settings(files: &[PathBuf]) {
     };
     let heads: Vec<String> = SETTINGS.iter().map(|s| label(s)).collect();
     println!("| model | {} |\n| --- |{}", heads.join(" | "), " --- |".repeat(heads.len()));
+    let (_, cpu) = limit::cpus();
+    pin(cpu);
     for file in files {
-        let (_, cpu) = limit::cpus();
-        pin(cpu);
         let mut rows = Vec::new();
         let mut lacking = Vec::new();
         for (head, options) in heads.iter().zip(SETTINGS) {

@@ -47,6 +47,13 @@ pub fn pin(cpu: usize) {
     }
 }
 
+/// Lets this thread run on every CPU again that it may.
+pub fn unpin() {
+    let mut set = CpuSet::new();
+    (0..CpuSet::count()).for_each(|cpu| set.set(cpu).expect("a CPU of the set"));
+    sched_setaffinity(Pid::from_raw(0), &set).expect("a set that holds what is allowed");
+}
+
 /// The CPUs of client and worker: two different ones where there are two. To be asked before anything is pinned.
 pub fn cpus() -> (usize, usize) {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);

@@ -60,6 +60,8 @@ pub fn rows(report: &mut Report, cpu: usize) {
             "SKIP g1 (torch): inferd-worker-torch is not built (make torch), or ../shared lacks the policy"
         );
     };
+    // What a daemon may use, it has from us.
+    crate::limit::unpin();
     let dir = tempfile::tempdir().expect("a temporary folder");
     fs::copy(&policy, dir.path().join("policy.pt")).expect("our own folder");
     fs::write(dir.path().join("model.toml"), MANIFEST).expect("our own file");
