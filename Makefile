@@ -17,7 +17,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
 BIN_DIR = $(CARGO_TARGET_DIR)/release
 POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 
-.PHONY: all build torch ort c examples policy demo test test-gpu bench bench-peers bench-tch lint fmt deps install install-files \
+.PHONY: all build torch ort c examples policy demo test test-gpu bench bench-act bench-peers bench-tch lint fmt deps install install-files \
     install-torch uninstall deb clean campaign help
 .DEFAULT_GOAL := build
 
@@ -66,6 +66,11 @@ campaign: build examples $(C_DRIVER) ## long counts: at most CAMPAIGN_S (600) se
 BENCH ?= data_path onnx reloads
 bench: build $(C_DRIVER) ## round trips beside the ping-pong of the same run, sizes, both ONNX backends, a thousand reloads; BENCH=reloads for some
 	for bench in $(BENCH); do $(CARGO) bench --locked --workspace --bench $$bench || exit 1; done
+
+# BENCH_ACT: options of scripts/bench_act.py.
+bench-act: build ## ACT with a VGA camera, served by tract, ort and torch in turns (ten minutes; PyTorch and LeRobot, 5 GB)
+	for worker in $(LIBRARY_WORKERS); do sh scripts/build_worker.sh --or-skip $$worker || exit 1; done
+	@$(PYTHON) scripts/bench_act.py $(BENCH_ACT)
 
 bench-peers: ## what docs/decisions/0001 cites: the textbook crates beside the ping-pong
 	$(CARGO) run --release --locked --quiet --manifest-path tests/peers/Cargo.toml

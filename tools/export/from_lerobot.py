@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Exports a LeRobot policy (ACT, or another that predicts a chunk in one pass) for inferd, with golden steps of LeRobot itself.
 
-from_lerobot.py PRETRAINED_FOLDER FOLDER [--steps 4] [--tolerance 1e-4]
+from_lerobot.py PRETRAINED_FOLDER FOLDER [--format onnx|torchscript] [--steps 4] [--tolerance 1e-4]
 
 The model takes raw observations and gives raw actions: the normalisation that LeRobot keeps beside its policies is folded in. Inputs
 have LeRobot's names (`observation.state`, `observation.images.top`: f32, channels first, 0 to 1), the output is `action`, f32[1, chunk, n],
@@ -59,14 +59,14 @@ def _chunk_module(policy: Any, names: list, stats: Dict[str, Dict[str, Any]]) ->
 
 
 def export(policy: Any, folder: Path, stats: Optional[Dict[str, Dict[str, Any]]] = None, *, steps: int = 4,
-           tolerance: float = 1e-4) -> Path:
-    """Writes policy.onnx, golden.npz and model.toml; returns the manifest's path. stats: of the data set, by feature."""
+           tolerance: float = 1e-4, form: str = "onnx") -> Path:
+    """Writes policy.onnx (or policy.pt), golden.npz and model.toml; returns the manifest's path. stats: of the data set, by feature."""
     import lerobot
 
     policy = policy.cpu().eval()
     inputs = {name: (1, *feature.shape) for name, feature in policy.config.input_features.items()}
     module = _chunk_module(policy, list(inputs), stats or {})
-    manifest = from_pytorch.export(module, folder, inputs, ["action"], steps=steps, tolerance=tolerance,
+    manifest = from_pytorch.export(module, folder, inputs, ["action"], steps=steps, tolerance=tolerance, form=form,
                                    source=f"{type(policy).__name__}, exported from LeRobot {lerobot.__version__}")
     text = manifest.read_text()
     manifest.write_text(text.replace('[outputs."action"]\n', '[outputs."action"]\ntime_axis = 1\n'))
@@ -94,11 +94,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pretrained", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--format", choices=("onnx", "torchscript"), default="onnx")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--tolerance", type=float, default=1e-4)
     args = parser.parse_args()
     policy, stats = load(args.pretrained)
-    print(export(policy, args.folder, stats, steps=args.steps, tolerance=args.tolerance))
+    print(export(policy, args.folder, stats, steps=args.steps, tolerance=args.tolerance, form=args.format))
 
 
 if __name__ == "__main__":

@@ -136,6 +136,16 @@ class Exports(unittest.TestCase):
         np.testing.assert_allclose(golden["out.action"][0], (own * 0.5 + 5).numpy(), atol=1e-4)
         self.assertIn("time_axis = 1", (self.dir / "act" / "model.toml").read_text())
         self.serve(self.dir / "act")
+        admin.unload("exported", runtime_dir=self.daemon.run)
+
+        from_lerobot.export(policy, self.dir / "script", stats, form="torchscript")
+        scripted = np.load(self.dir / "script" / "golden.npz")
+        np.testing.assert_array_equal(scripted["in.observation.state"], golden["in.observation.state"])
+        np.testing.assert_allclose(scripted["out.action"], golden["out.action"], atol=1e-6)
+        if not (Path(os.environ["INFERD_BIN_DIR"]) / "inferd-worker-torch").exists():
+            print("SKIP export_torchscript_served: inferd-worker-torch is not built", file=sys.stderr)
+            return
+        self.serve(self.dir / "script")
 
     def test_a_keras_model_and_a_savedmodel_become_onnx(self) -> None:
         if lacks("tensorflow", "tf2onnx"):
