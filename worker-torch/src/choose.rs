@@ -1,8 +1,8 @@
 //! Trying a module: probes of its inputs, and which of its forms serves.
 //!
 //! A form is taken only if it gives what the module as loaded gives, outputs and hidden state, over a run of several
-//! steps from the reset value, and only if it is faster. Times are medians of what a form settles at: the first calls of
-//! TorchScript compile, and are no measure.
+//! steps from the reset value, and only if it is faster. A form's time is its shortest run, which what else the machine
+//! does disturbs least; the first calls of TorchScript compile, and are no measure.
 
 use crate::module::{Form, Module};
 use crate::options::Optimise;
@@ -11,8 +11,11 @@ use inferd_ipc::signature::{DType, TensorSpec};
 use inferd_worker::golden::element;
 use std::time::{Duration, Instant};
 
-/// Runs of a form before it is chosen, at most, and the time for them.
+/// Runs of a form before it is chosen, at most and at least, and the time for them.
 const TRIAL_RUNS: usize = 100;
+const TRIAL_RUNS_MIN: usize = 8;
+/// Runs that compile.
+const TRIAL_RUNS_FIRST: usize = 2;
 const TRIAL: Duration = Duration::from_secs(1);
 /// A form has to be this much faster than the module as loaded, in percent.
 const FASTER_PERCENT: u128 = 3;
@@ -137,21 +140,22 @@ impl Trial<'_> {
         None
     }
 
-    /// The median of what the form in use settles at.
-    fn median(&mut self) -> Result<u128, String> {
+    /// The shortest run of the form in use, in nanoseconds.
+    fn shortest(&mut self) -> Result<u128, String> {
         let probe = self.probes[self.probes.len() - 1];
-        let (start, mut times) = (Instant::now(), Vec::with_capacity(TRIAL_RUNS));
-        while times.len() < TRIAL_RUNS && (times.len() < 4 || start.elapsed() < TRIAL) {
+        let (start, mut shortest) = (Instant::now(), u128::MAX);
+        for run in 0..TRIAL_RUNS {
+            if run >= TRIAL_RUNS_MIN && start.elapsed() >= TRIAL {
+                break;
+            }
             self.reset();
             let before = Instant::now();
             self.step(probe)?;
-            times.push(before.elapsed().as_nanos());
+            if run >= TRIAL_RUNS_FIRST {
+                shortest = shortest.min(before.elapsed().as_nanos());
+            }
         }
-        let late = &mut times[TRIAL_RUNS.min(8) / 4..];
-        let half = late.len() / 2;
-        let late = &mut late[half..];
-        late.sort_unstable();
-        Ok(late[late.len() / 2])
+        Ok(shortest)
     }
 
     /// Settles which form serves.
@@ -172,12 +176,12 @@ impl Trial<'_> {
                 "two runs from the same state with the same inputs differ: the model keeps state that inferd cannot see, or draws numbers of its own",
             );
         }
-        let mut best = (Form::Loaded, if wanted.is_empty() { 0 } else { self.median()? });
+        let mut best = (Form::Loaded, if wanted.is_empty() { 0 } else { self.shortest()? });
         for form in wanted {
             let tried = self.attempt(*form, &want);
             match tried {
-                Ok(Ok(median)) if optimise != Optimise::Auto || median * (100 + FASTER_PERCENT) < best.1 * 100 => {
-                    best = (*form, median);
+                Ok(Ok(shortest)) if optimise != Optimise::Auto || shortest * (100 + FASTER_PERCENT) < best.1 * 100 => {
+                    best = (*form, shortest);
                 }
                 Ok(Ok(_)) => {}
                 Ok(Err(what)) | Err(what) if optimise != Optimise::Auto => {
@@ -204,7 +208,7 @@ impl Trial<'_> {
         let tried = self.trajectory();
         let tried = tried.and_then(|got| match self.difference(&got, want) {
             Some(what) => Ok(Err(what)),
-            None => self.median().map(Ok),
+            None => self.shortest().map(Ok),
         });
         self.module.use_form(Form::Loaded);
         tried
