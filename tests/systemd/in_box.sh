@@ -237,7 +237,7 @@ a_connection_starts_the_service_from_cold() {
     must systemctl stop inferd
     must systemctl start inferd-attach.socket inferd-control.socket
     equal "$(systemctl is-active inferd.service)" inactive "service before"
-    holds "$(robot once counter)" "ok generation 1" "the first client"
+    holds "$(robot once counter)" "ok generation" "the first client"
     equal "$(systemctl is-active inferd.service)" active "service after"
     must systemctl stop inferd
     must systemctl start inferd-control.socket
