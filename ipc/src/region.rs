@@ -16,6 +16,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// What a region is for; decides seals and modes.
@@ -258,6 +259,16 @@ pub fn map(fd: BorrowedFd<'_>, bytes: u64, access: Access, backing: Backing) -> 
 pub fn punch(fd: BorrowedFd<'_>, bytes: u64) {
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let _ = fallocate(fd, flags, 0, bytes as i64);
+}
+
+/// Says in a reply region that its session has ended, and leaves its replies readable. For the supervisor, once no worker
+/// writes there any more.
+pub fn close_reply(fd: BorrowedFd<'_>, geometry: &Geometry) {
+    let at = geometry.reply_base + REP_STATE as u64;
+    if let Ok(fd) = fd.try_clone_to_owned() {
+        // Eight aligned bytes; a client that reads half of them sees no known state, which counts as closed.
+        let _ = std::fs::File::from(fd).write_all_at(&(ServingState::Closed as u64).to_ne_bytes(), at);
+    }
 }
 
 /// Writes the header, the signature and the state word of a fresh reply region, before anybody else maps it.

@@ -390,6 +390,8 @@ impl Supervisor {
         // A daemon that drains leaves the replies: its clients may read them when it is gone, and keep no quota of it.
         if self.phase == Phase::Starting || self.phase == Phase::Ready {
             region::punch(parts.reply.as_fd(), parts.geometry.reply_bytes);
+        } else {
+            region::close_reply(parts.reply.as_fd(), &parts.geometry);
         }
         match region::reopen(parts.request.as_fd(), Access::ReadWrite) {
             Ok(request) => {
