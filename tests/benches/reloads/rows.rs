@@ -60,6 +60,9 @@ struct Seen {
     after: Baseline,
 }
 
+/// What Unitree's file does not say of itself.
+const TORCHSCRIPT: &str = "file = \"policy.pt\"\ninput_order = [\"obs\"]\noutput_order = [\"actions\"]\n[inputs.obs]\ndtype = \"f32\"\nshape = [1, 47]\n[outputs.actions]\nshape = [1, 12]\n[options]\nreset_method = \"reset_memory\"\n";
+
 /// Runs the rows that were asked for.
 pub fn run(report: &Report) {
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -76,10 +79,14 @@ pub fn run(report: &Report) {
         policy("reloads of a 0.76 MB ONNX policy, one CPU", 1),
         policy("reloads of a 0.76 MB ONNX policy, two CPUs", 2),
     ];
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let torch = places::bin_dir().join("inferd-worker-torch");
     match places::shared().map(|s| s.join("models/unitree_rl_gym/g1_motion.pt")).filter(|p| p.exists()) {
         Some(file) if torch.exists() => {
             let reloads = count.unwrap_or(100).min(100);
+            std::fs::copy(&file, folder.path().join("policy.pt")).expect("our own folder");
+            std::fs::write(folder.path().join("model.toml"), TORCHSCRIPT).expect("our own file");
+            let file = folder.path().to_owned();
             for (name, cpus) in
                 [("reloads of a TorchScript policy, one CPU", 1), ("reloads of a TorchScript policy, two CPUs", 2)]
             {
