@@ -161,9 +161,10 @@ class Calls(unittest.TestCase):
                 tickets[0].wait()
         with inferd.Session("latest") as robot:
             tickets = [robot.submit(x=self.x) for _ in range(3)]
-            newest = tickets[2].wait()
-            self.assertEqual((newest.status, newest.skipped), ("ok", 1))
-            self.assertEqual(tickets[1].wait().status, "superseded")
+            first, second, newest = (t.wait() for t in tickets)
+            self.assertEqual(second.status, "superseded")
+            # Whether the first was taken before the third came is the scheduler's affair.
+            self.assertEqual((newest.status, newest.skipped), ("ok", 2 if first.status == "superseded" else 1))
 
     def test_a_reply_that_nobody_refers_to_gives_its_slot_back(self) -> None:
         with inferd.Session("m", slots=2) as robot:

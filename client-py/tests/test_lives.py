@@ -78,9 +78,10 @@ class Lives(unittest.TestCase):
 
     def test_a_lost_worker_costs_one_request_and_says_so(self) -> None:
         with inferd.Session("slow", runtime_dir=self.run) as robot:
+            worker = self.daemon.worker("slow")
             ticket = robot.submit(x=self.x)
             time.sleep(0.05)
-            os.kill(self.daemon.worker("slow"), signal.SIGKILL)
+            os.kill(worker, signal.SIGKILL)
             reply = ticket.wait(timeout=10.0)
             self.assertEqual(reply.status, "worker_lost")
             with self.assertRaisesRegex(inferd.WorkerLost, "slow"):
