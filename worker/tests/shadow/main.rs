@@ -220,7 +220,7 @@ fn steps_are_followed_as_they_come_and_a_candidate_that_fails_on_them_says_where
     live.session.ask(100, &[1.0; 4], false);
     let candidate = live.candidate(generation(scaled(1.0), 2, Some(("nan_at", "3"))));
     candidate.shadow(&live.record, Some(4), None, 60_000);
-    std::thread::sleep(Duration::from_millis(20));
+    candidate.shadowing(1);
     for label in 101..105 {
         live.session.ask(label, &[1.0; 4], false);
     }

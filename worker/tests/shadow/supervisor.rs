@@ -82,15 +82,31 @@ impl Worker {
 
     /// The next record but progress; none when the worker is gone.
     pub fn hear(&self) -> Option<FromWorker> {
+        self.hear_but(|record| matches!(record, FromWorker::Progress { .. } | FromWorker::Shadowing { .. }))
+    }
+
+    /// Waits until the shadow has run this many steps, and so knows which are the recent ones.
+    pub fn shadowing(&self, steps: u32) {
+        let early = |record: &FromWorker| matches!(record, FromWorker::Shadowing { done, .. } if *done < steps);
+        match self.hear_but(early) {
+            Some(FromWorker::Shadowing { .. }) => {}
+            other => panic!("no progress: {other:?}"),
+        }
+    }
+
+    /// The next record that is not to be passed over; none when the worker is gone.
+    fn hear_but(&self, passed_over: impl Fn(&FromWorker) -> bool) -> Option<FromWorker> {
         let mut buffer = vec![0; limits::WORKER_RECORD_BYTES_MAX];
         let start = Instant::now();
         loop {
             match fdpass::recv(&self.socket, &mut buffer) {
                 Ok(got) if got.bytes == 0 => return None,
-                Ok(got) => match decode(&buffer[..got.bytes]).expect("a record") {
-                    FromWorker::Progress { .. } | FromWorker::Shadowing { .. } => {}
-                    record => return Some(record),
-                },
+                Ok(got) => {
+                    let record = decode(&buffer[..got.bytes]).expect("a record");
+                    if !passed_over(&record) {
+                        return Some(record);
+                    }
+                }
                 Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return None,
                 Err(_) => std::thread::sleep(Duration::from_millis(1)),
             }
