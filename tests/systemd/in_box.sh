@@ -20,6 +20,7 @@ scenario() {
     here=$1
     if ( "$1" ); then say "ok $1"; else
         FAILED=$((FAILED + 1))
+        journalctl -u inferd -u inferd-attach.socket -u inferd-control.socket -n 40 -o short-precise --no-pager
         # Whatever it left behind, the next one begins with a service that runs.
         pkill -x robot
         rm -f /etc/systemd/system/inferd.service.d/*.conf; systemctl daemon-reload
