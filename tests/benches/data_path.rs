@@ -4,7 +4,8 @@
 //! one cache line) or, for sleeping rows, with a bare futex ping-pong, so that a figure has its ratio
 //! to the limit under the same conditions. Separate processes, release build, default settings but
 //! for affinity and spinning. Prints a table; asserts nothing: a slow day is not a failure.
-//! `INFERD_BENCH_BLOCKS` sets the number of blocks, `INFERD_BENCH_JSON` a file for the figures.
+//! `INFERD_BENCH_BLOCKS` sets the number of blocks, `INFERD_BENCH_JSON` a file for the figures;
+//! `INFERD_BENCH_ROWS=torch` runs the rows of TorchScript alone.
 
 #[path = "data_path/alloc.rs"]
 mod alloc;

@@ -202,9 +202,15 @@ pub fn echo(name: &str, inputs: u64, outputs: u64, spin_us: u64, cpu: usize) -> 
         .config("spin_us", &spin_us.to_string())
 }
 
-/// Runs every row.
+/// Runs every row, or those of TorchScript alone (`INFERD_BENCH_ROWS=torch`).
 pub fn run() {
     let (client_cpu, worker_cpu) = cpus();
+    if std::env::var("INFERD_BENCH_ROWS").is_ok_and(|rows| rows == "torch") {
+        let mut report = Report { json: Vec::new(), clock_ns: clock_ns() };
+        report.head();
+        crate::torch::rows(&mut report, worker_cpu);
+        return report.save();
+    }
     let policy = go2_policy();
     let mut config = DaemonConfig::new(Backing::Memfd)
         .model(echo("echo64", 64, 64, 2000, worker_cpu))
