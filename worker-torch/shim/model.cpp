@@ -135,26 +135,63 @@ void take(Form &form, torch::jit::Module module, const std::string &method)
 	form.function = &form.module->get_method(method).function();
 }
 
+bool is_tensor(const c10::TypePtr &type)
+{
+	const auto *optional = type->castRaw<c10::OptionalType>();
+	return (optional != nullptr ? optional->getElementType() : type)->kind() == c10::TypeKind::TensorType;
+}
+
+/* How many tensors a plain tuple holds; 0 for anything else. */
+size_t tensors_of(const c10::TypePtr &type)
+{
+	const auto *tuple = type->castRaw<c10::TupleType>();
+	if (tuple == nullptr || tuple->schema() != nullptr) {
+		return 0;
+	}
+	for (const auto &element : tuple->elements()) {
+		if (!is_tensor(element)) {
+			return 0;
+		}
+	}
+	return tuple->elements().size();
+}
+
+bool is_dict(const c10::TypePtr &type)
+{
+	const auto *dict = type->castRaw<c10::DictType>();
+	return dict != nullptr && dict->getKeyType()->kind() == c10::TypeKind::StringType &&
+	       dict->getValueType()->kind() == c10::TypeKind::TensorType;
+}
+
 std::string arguments(it_model *model)
 {
 	std::ostringstream text;
 	const auto &arguments = model->forms[0].function->getSchema().arguments();
 	for (size_t i = 1; i < arguments.size(); i++) {
-		const auto &argument = arguments[i];
-		const auto &type = argument.type();
-		const auto *dict = type->castRaw<c10::DictType>();
+		const auto &type = arguments[i].type();
+		Argument argument;
+		size_t tensors = 0;
 		const char *kind = "other";
-		if (type->kind() == c10::TypeKind::TensorType) {
+		if (is_tensor(type)) {
+			argument.kind = Argument::TENSOR;
 			kind = "tensor";
-		} else if (dict != nullptr && dict->getKeyType()->kind() == c10::TypeKind::StringType &&
-		           dict->getValueType()->kind() == c10::TypeKind::TensorType) {
+			tensors = 1;
+		} else if (is_dict(type)) {
+			argument.kind = Argument::DICT;
 			kind = "dict";
-			model->dict = true;
+		} else if ((tensors = tensors_of(type)) != 0) {
+			argument.kind = Argument::TUPLE;
+			kind = "tuple";
 		}
-		if (argument.default_value()) {
-			kind = "default";
+		if (arguments[i].default_value()) {
+			argument.otherwise = *arguments[i].default_value();
+		} else if (type->kind() == c10::TypeKind::OptionalType) {
+			argument.otherwise = c10::IValue();
 		}
-		text << kind << ' ' << argument.name() << ' ' << type->repr_str() << '\n';
+		text << kind << ' ' << tensors << ' ' << (argument.otherwise ? 1 : 0) << ' ' << arguments[i].name() << ' '
+		     << type->repr_str() << '\n';
+		argument.inputs.reserve(tensors);
+		model->arguments.push_back(std::move(argument));
 	}
 	return text.str();
 }
@@ -206,7 +243,7 @@ IT_EXPORT void it_close(it_model *model)
 	free(text);
 }
 
-IT_EXPORT char *it_add_input(it_model *model, const char *key, it_tensor *tensor)
+IT_EXPORT char *it_add_input(it_model *model, size_t argument, const char *key, it_tensor *tensor)
 {
 	return guarded([&] {
 		Input input;
@@ -217,6 +254,7 @@ IT_EXPORT char *it_add_input(it_model *model, const char *key, it_tensor *tensor
 		input.host = at::zeros(input.dims, options.pinned_memory(model->device.is_cuda()));
 		input.device = model->device.is_cuda() ? at::zeros(input.dims, options.device(model->device)) : input.host;
 		describe(input.host, tensor);
+		model->arguments.at(argument).inputs.push_back(model->inputs.size());
 		model->inputs.push_back(std::move(input));
 	});
 }

@@ -28,6 +28,14 @@ struct Slot {
 	size_t index;
 };
 
+/* An argument of the method, and the inputs that it is made of. */
+struct Argument {
+	enum { TENSOR, TUPLE, DICT, OTHER } kind = OTHER;
+	/* What it gets where no input is its own; none: it has to have inputs. */
+	std::optional<c10::IValue> otherwise;
+	std::vector<size_t> inputs;
+};
+
 /* A tensor that clients fill: `host` is the worker's buffer, `device` what the module gets. They are one on the CPU. */
 struct Input {
 	std::string key;
@@ -72,9 +80,9 @@ struct Seen {
 struct it_model {
 	c10::Device device{c10::kCPU};
 	std::string method;
-	bool dict = false;
 	it::Form forms[IT_FORMS];
 	int form = 0;
+	std::vector<it::Argument> arguments;
 	std::vector<it::Input> inputs;
 	std::vector<it::Hidden> hidden;
 	std::map<std::string, it::Seen> seen;

@@ -125,6 +125,31 @@ void record(it_model *model, size_t event)
 	}
 }
 
+/* What the method gets for an argument. */
+c10::IValue value_of(const it_model *model, const Argument &argument)
+{
+	const auto tensor = [&](size_t input) -> const at::Tensor & { return model->inputs[input].device; };
+	if (argument.inputs.empty() && argument.otherwise) {
+		return *argument.otherwise;
+	}
+	if (argument.kind == Argument::TENSOR) {
+		return tensor(argument.inputs.at(0));
+	}
+	if (argument.kind == Argument::TUPLE) {
+		std::vector<c10::IValue> elements;
+		elements.reserve(argument.inputs.size());
+		for (const size_t input : argument.inputs) {
+			elements.emplace_back(tensor(input));
+		}
+		return c10::ivalue::Tuple::create(std::move(elements));
+	}
+	c10::Dict<std::string, at::Tensor> dict;
+	for (const size_t input : argument.inputs) {
+		dict.insert(model->inputs[input].key, tensor(input));
+	}
+	return dict;
+}
+
 void step(it_model *model)
 {
 	const bool apart = model->stream.has_value();
@@ -139,22 +164,16 @@ void step(it_model *model)
 		slot->object->setSlot(slot->index, hidden.own);
 	}
 	torch::jit::Stack stack;
-	stack.reserve(model->inputs.size() + 1);
+	stack.reserve(model->arguments.size() + 1);
 	stack.emplace_back(form.module->_ivalue());
-	c10::Dict<std::string, at::Tensor> dict;
 	for (auto &input : model->inputs) {
 		restore(input);
 		if (apart) {
 			input.device.copy_(input.host, true);
 		}
-		if (model->dict) {
-			dict.insert(input.key, input.device);
-		} else {
-			stack.emplace_back(input.device);
-		}
 	}
-	if (model->dict) {
-		stack.emplace_back(dict);
+	for (const auto &argument : model->arguments) {
+		stack.push_back(value_of(model, argument));
 	}
 	record(model, 1);
 	c10::IValue value;

@@ -35,14 +35,16 @@ char *it_start(void);
 void it_free(char *text);
 
 /* A file's bytes become a model on a device (-1: the CPU); its method is what a step calls. text: the method's arguments,
- * a line `KIND NAME TYPE` each, KIND being tensor, dict, default or other. */
+ * a line `KIND TENSORS OPTIONAL NAME TYPE` each, KIND being tensor, tuple, dict or other, TENSORS how many inputs it is made
+ * of (0: any number), OPTIONAL 1 where the method runs without. */
 char *it_open(const void *file, size_t bytes, int device, const char *method, struct it_model **model, char **text);
 void it_close(struct it_model *model);
 /* Whether the device still answers; a CUDA error that sticks makes it say no for ever. */
 int it_device_works(struct it_model *model);
 
-/* Adds an input of this dtype and shape: an argument, or with a key an entry of the dict. Its buffer is 64-byte aligned. */
-char *it_add_input(struct it_model *model, const char *key, struct it_tensor *tensor);
+/* Adds an input of this dtype and shape: an argument of that number, its next element if it is a tuple, an entry of this
+ * key if it is a dict. An optional argument without inputs gets its default. The buffer is 64-byte aligned. */
+char *it_add_input(struct it_model *model, size_t argument, const char *key, struct it_tensor *tensor);
 
 /* Every attribute of the module is remembered (it_watch), then compared (it_changes): a line each that changed:
  * `state PATH`, `shape PATH FROM TO`, `value PATH TYPE`. */

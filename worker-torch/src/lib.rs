@@ -7,6 +7,8 @@
 //! Without the feature `libtorch` this crate is empty.
 
 #[cfg(feature = "libtorch")]
+mod arguments;
+#[cfg(feature = "libtorch")]
 mod choose;
 #[cfg(feature = "libtorch")]
 mod library;

@@ -73,7 +73,7 @@ functions! {
     it_open: fn(*const c_void, size_t, c_int, *const c_char, *mut *mut RawModel, *mut *mut c_char) -> Error;
     it_close: fn(*mut RawModel);
     it_device_works: fn(*mut RawModel) -> c_int;
-    it_add_input: fn(*mut RawModel, *const c_char, *mut RawTensor) -> Error;
+    it_add_input: fn(*mut RawModel, size_t, *const c_char, *mut RawTensor) -> Error;
     it_watch: fn(*mut RawModel) -> Error;
     it_changes: fn(*mut RawModel, *mut *mut c_char) -> Error;
     it_hide: fn(*mut RawModel, *const c_char, *mut RawTensor) -> Error;

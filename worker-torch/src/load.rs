@@ -4,10 +4,11 @@
 //! probes, first as loaded. What a run changes in its attributes is hidden state, if it is a tensor of a fixed layout;
 //! anything else that changes is refused, for it would be shared between robots. Then the fastest form is chosen.
 
+use crate::arguments::assigned;
 use crate::choose::{PROBES, Probe, Trial};
 use crate::library;
 use crate::model::TorchModel;
-use crate::module::{Argument, Change, Kind, Module};
+use crate::module::{Argument, Change, Module};
 use crate::options::Options;
 use inferd_ipc::limits::TENSORS_MAX;
 use inferd_ipc::signature::TensorSpec;
@@ -45,9 +46,9 @@ impl Backend for Torch {
     ) -> Result<Box<dyn Model>, ModelError> {
         let options = Options::parse(spec)?;
         let (mut module, arguments) = open(spec, &options, files)?;
-        let inputs = declared(spec, &options, &arguments)?;
-        for input in &inputs {
-            module.add_input(input, &input.name).map_err(|what| refused(spec, what))?;
+        let inputs = declared(spec)?;
+        for (argument, input) in assigned(spec, &options, &arguments, &inputs)? {
+            module.add_input(argument, &inputs[input], &inputs[input].name).map_err(|what| refused(spec, what))?;
         }
         let probes = probe(spec, &mut module, &inputs)?;
         let (order, outputs) = outputs(spec, &module)?;
@@ -91,7 +92,7 @@ fn refused(spec: &ModelSpec, what: String) -> ModelError {
     ModelError::new(Fault::Unsupported, format!("file {:?} on {}", spec.file, spec.device), what, remedy)
 }
 
-fn manifest(place: String, what: String, remedy: &str) -> ModelError {
+pub(crate) fn manifest(place: String, what: String, remedy: &str) -> ModelError {
     ModelError::new(Fault::Manifest, format!("{place} in model.toml"), what, remedy)
 }
 
@@ -156,13 +157,8 @@ fn open(
     })
 }
 
-fn list(names: &[String]) -> String {
-    if names.is_empty() { "none".into() } else { names.join(", ") }
-}
-
-/// The inputs that the manifest describes, if the method takes them.
-fn declared(spec: &ModelSpec, options: &Options, arguments: &[Argument]) -> Result<Vec<TensorSpec>, ModelError> {
-    let method = &options.method;
+/// The inputs that the manifest describes.
+fn declared(spec: &ModelSpec) -> Result<Vec<TensorSpec>, ModelError> {
     let mut inputs = Vec::new();
     for name in &spec.input_order {
         let rules = spec.inputs.get(name);
@@ -173,48 +169,6 @@ fn declared(spec: &ModelSpec, options: &Options, arguments: &[Argument]) -> Resu
         let input = TensorSpec::new(name, dtype, shape);
         check_size(&input)?;
         inputs.push(input);
-    }
-    if let Some(other) = arguments.iter().find(|a| a.kind == Kind::Other) {
-        let what = format!("argument {:?} of `{method}` is {}, and clients give tensors", other.name, other.ty);
-        let remedy = "wrap the module so that it takes tensors, or one Dict[str, Tensor]";
-        return Err(ModelError::new(Fault::Unsupported, format!("file {:?}", spec.file), what, remedy));
-    }
-    let dicts = arguments.iter().filter(|a| a.kind == Kind::Dict).count();
-    let takes: Vec<String> = arguments.iter().filter(|a| a.kind == Kind::Tensor).map(|a| a.name.clone()).collect();
-    let names: Vec<String> = inputs.iter().map(|i| i.name.clone()).collect();
-    if dicts > 0 {
-        if dicts > 1 || !takes.is_empty() {
-            let what = format!("`{method}` takes a dict beside other arguments");
-            let remedy = "wrap the module so that it takes tensors, or one Dict[str, Tensor]";
-            return Err(ModelError::new(Fault::Unsupported, format!("file {:?}", spec.file), what, remedy));
-        }
-        if names.is_empty() {
-            return Err(manifest(
-                "[inputs]".into(),
-                format!("is empty, and `{method}` takes a dict"),
-                "describe its entries",
-            ));
-        }
-        return Ok(inputs);
-    }
-    if names.len() != takes.len() {
-        let what = format!(
-            "describes {} inputs ({}), but `{method}` takes {} ({})",
-            names.len(),
-            list(&names),
-            takes.len(),
-            list(&takes)
-        );
-        return Err(manifest(
-            "[inputs]".into(),
-            what,
-            "describe each with dtype and shape, in the order of the arguments",
-        ));
-    }
-    let same_names = names.iter().all(|n| takes.contains(n));
-    if same_names && names != takes {
-        let what = format!("is {}, but `{method}` takes {}", list(&names), list(&takes));
-        return Err(manifest("input_order".into(), what, "give the order of the arguments"));
     }
     Ok(inputs)
 }
@@ -282,8 +236,12 @@ fn outputs(spec: &ModelSpec, module: &Module) -> Result<(Vec<usize>, Vec<TensorS
         };
     }
     if !named && names.len() != all.len() {
-        let what =
-            format!("names {} outputs ({}), but the method returns {}: {shapes}", names.len(), list(&names), all.len());
+        let what = format!(
+            "names {} outputs ({}), but the method returns {}: {shapes}",
+            names.len(),
+            names.join(", "),
+            all.len()
+        );
         return Err(manifest("output_order".into(), what, "name every output, in this order"));
     }
     let (mut order, mut served) = (Vec::new(), Vec::new());

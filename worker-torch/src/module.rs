@@ -21,6 +21,8 @@ pub struct Argument {
     pub name: String,
     /// Its type, for messages.
     pub ty: String,
+    /// The method runs without it.
+    pub optional: bool,
 }
 
 /// What an argument takes.
@@ -28,10 +30,10 @@ pub struct Argument {
 pub enum Kind {
     /// A tensor.
     Tensor,
+    /// A tuple of so many tensors.
+    Tuple(usize),
     /// A dict of tensors by name.
     Dict,
-    /// Anything, and there is a default.
-    Default,
     /// Something that no client can give.
     Other,
 }
@@ -101,6 +103,17 @@ impl Buffer {
         // SAFETY: the shim described a contiguous tensor of this many bytes; the caller answers for the rest.
         unsafe { std::slice::from_raw_parts(self.data, self.bytes) }
     }
+
+    /// # Safety
+    /// The buffer is alive and nobody else reads or writes it while the slice lives.
+    unsafe fn slice_mut<'a>(self) -> &'a mut [u8] {
+        // A tensor without elements has no address.
+        if self.bytes == 0 || self.data.is_null() {
+            return &mut [];
+        }
+        // SAFETY: as in `slice`.
+        unsafe { std::slice::from_raw_parts_mut(self.data, self.bytes) }
+    }
 }
 
 impl Module {
@@ -136,14 +149,16 @@ impl Module {
         };
         let lines = take(functions, text).unwrap_or_default();
         let argument = |line: &str| {
-            let mut words = line.splitn(3, ' ');
-            let kind = match words.next()? {
+            let mut words = line.splitn(5, ' ');
+            let (kind, tensors, optional) = (words.next()?, words.next()?.parse().ok()?, words.next()? == "1");
+            let kind = match kind {
                 "tensor" => Kind::Tensor,
+                "tuple" => Kind::Tuple(tensors),
                 "dict" => Kind::Dict,
-                "default" => Kind::Default,
                 _ => Kind::Other,
             };
-            Some(Argument { kind, name: words.next()?.to_owned(), ty: words.next().unwrap_or_default().to_owned() })
+            let (name, ty) = (words.next()?.to_owned(), words.next().unwrap_or_default().to_owned());
+            Some(Argument { kind, name, ty, optional })
         };
         Ok(Ok((module, lines.lines().filter_map(argument).collect())))
     }
@@ -152,27 +167,26 @@ impl Module {
         take(self.functions, error).map_or(Ok(()), |message| Err(reason(&message)))
     }
 
-    /// Adds an input, with its key in the dict if the method takes one.
+    /// Adds an input of an argument: the next element of a tuple, the entry `key` of a dict.
     ///
     /// # Errors
     /// libtorch's message: no memory for it, most likely.
-    pub fn add_input(&mut self, spec: &TensorSpec, key: &str) -> Result<(), String> {
+    pub fn add_input(&mut self, argument: usize, spec: &TensorSpec, key: &str) -> Result<(), String> {
         let key = CString::new(key).map_err(|e| e.to_string())?;
         let mut raw = RawTensor { rank: spec.shape.len() as u32, dtype: spec.dtype as u32, ..EMPTY };
         for (to, from) in raw.dims.iter_mut().zip(&spec.shape) {
             *to = i64::try_from(*from).map_err(|e| e.to_string())?;
         }
         // SAFETY: see the module's note; key and description are ours and outlive the call.
-        self.check(unsafe { (self.functions.it_add_input)(self.raw, key.as_ptr(), &raw mut raw) })?;
+        self.check(unsafe { (self.functions.it_add_input)(self.raw, argument, key.as_ptr(), &raw mut raw) })?;
         self.inputs.push(Buffer::of(&raw));
         Ok(())
     }
 
     /// The buffer of input `i`.
     pub fn input_mut(&mut self, i: usize) -> &mut [u8] {
-        let buffer = self.inputs[i];
         // SAFETY: the shim keeps the tensor's storage for the model's life; `&mut self` keeps runs and readers away.
-        unsafe { std::slice::from_raw_parts_mut(buffer.data, buffer.bytes) }
+        unsafe { self.inputs[i].slice_mut() }
     }
 
     /// Remembers every attribute.
@@ -220,9 +234,8 @@ impl Module {
 
     /// What hidden state `k` is before a run.
     pub fn hidden_in_mut(&mut self, k: usize) -> &mut [u8] {
-        let buffer = self.hidden[k];
         // SAFETY: as for inputs.
-        unsafe { std::slice::from_raw_parts_mut(buffer.data, buffer.bytes) }
+        unsafe { self.hidden[k].slice_mut() }
     }
 
     /// What hidden state `k` was after the last run or [`show_hidden`](Module::show_hidden).

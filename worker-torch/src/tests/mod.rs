@@ -130,6 +130,94 @@ fn inputs_are_arguments_in_order_or_the_entries_of_a_dict() {
 }
 
 #[test]
+fn a_state_that_is_a_tuple_goes_in_and_out_as_a_pair_for_each_element() {
+    let script = Script::forward(
+        "x: Tensor, state: Tuple[Tensor, Tensor]",
+        "Tuple[Tensor, Tuple[Tensor, Tensor]]",
+        &["h, c, = state", "return (torch.add(torch.mul(h, 10), c), (torch.add(h, x), torch.sub(c, x)))"],
+    );
+    let mut spec = manifest(&["x", "state.0", "state.1"], &["y", "h", "c"]);
+    for (input, output) in [("state.0", "h"), ("state.1", "c")] {
+        spec.state.push(StatePair { input: input.into(), output: output.into() });
+    }
+    let mut policy = load(&script, &spec);
+    let mut state = None;
+    for want in [0.0, 9.0, 18.0] {
+        put(&mut policy, &state);
+        assert_eq!(step(&mut policy, 1.0).expect("runs"), [want; 4]);
+        state = Some(take(&policy));
+    }
+    let error = refusal(&script, &manifest(&["x", "state"], &["y", "h", "c"])).to_string();
+    assert!(error.contains("takes 3 (x, state.0, state.1)"), "{error}");
+}
+
+#[test]
+fn a_state_beside_a_dict_of_observations_is_known_by_its_name() {
+    let script = Script::forward(
+        "obs: Dict[str, Tensor], state: Tuple[Tensor, Tensor]",
+        "Tensor",
+        &["h, c, = state", "return torch.add(torch.sub(obs[\"a\"], obs[\"b\"]), torch.sub(h, c))"],
+    );
+    let mut policy = load(&script, &manifest(&["b", "state.0", "a", "state.1"], &["y"]));
+    for (i, value) in [1f32, 50.0, 7.0, 20.0].into_iter().enumerate() {
+        policy.input_mut(i).as_chunks_mut().0.fill(value.to_ne_bytes());
+    }
+    policy.run().expect("runs");
+    assert_eq!(floats(policy.output(0)), [36.0; 4]);
+    for (inputs, say) in [
+        (["a", "b", "state.1", "state.0"].as_slice(), "give the elements of a tuple in their order"),
+        (&["a", "b", "state.0"], "lacks \"state.1\""),
+        (&["state.0", "state.1"], "describes none of its entries"),
+    ] {
+        let error = refusal(&script, &manifest(inputs, &["y"])).to_string();
+        assert!(error.contains(say), "{say}: {error}");
+    }
+}
+
+#[test]
+fn an_argument_that_may_be_absent_is_given_where_the_manifest_names_it() {
+    let script = Script::forward(
+        "x: Tensor, mask: Optional[Tensor]=None, scale: float=2.",
+        "Tensor",
+        &[
+            "if torch.__is__(mask, None):",
+            "  y = torch.mul(x, scale)",
+            "else:",
+            "  y = torch.add(x, unchecked_cast(Tensor, mask))",
+            "return y",
+        ],
+    );
+    let mut without = load(&script, &manifest(&["x"], &["y"]));
+    assert_eq!(step(&mut without, 5.0).expect("runs"), [10.0; 4]);
+    let mut with = load(&script, &manifest(&["x", "mask"], &["y"]));
+    with.input_mut(0).as_chunks_mut().0.fill(5f32.to_ne_bytes());
+    with.input_mut(1).as_chunks_mut().0.fill(100f32.to_ne_bytes());
+    with.run().expect("runs");
+    assert_eq!(floats(with.output(0)), [105.0; 4]);
+}
+
+#[test]
+fn scalars_empty_tensors_halves_and_flags_pass() {
+    for (dtype, shape, body, of, dims) in [
+        (DType::F32, vec![], "return torch.add(x, 1)", DType::F32, vec![]),
+        (DType::F32, vec![0, 4], "return torch.sum(x)", DType::F32, vec![]),
+        (DType::F32, vec![0, 4], "return torch.add(x, 1)", DType::F32, vec![0, 4]),
+        (DType::F16, vec![1, 4], "return torch.matmul(x, torch.transpose(x, 0, 1))", DType::F16, vec![1, 1]),
+        (DType::I64, vec![3], "return torch.gt(x, 0)", DType::Bool, vec![3]),
+        (DType::U8, vec![1, 3, 2, 2], "return torch.to(x, 6)", DType::F32, vec![1, 3, 2, 2]),
+    ] {
+        let mut spec = manifest(&["x"], &["y"]);
+        spec.inputs.insert("x".into(), rules(dtype, &shape));
+        let mut policy = load(&Script::forward("x: Tensor", "Tensor", &[body]), &spec);
+        policy.input_mut(0).fill(0);
+        policy.run().expect("runs");
+        let output = &policy.signature().outputs[0];
+        assert_eq!((output.dtype, &output.shape), (of, &dims), "{body}");
+        assert_eq!(policy.output(0).len() as u64, output.bytes());
+    }
+}
+
+#[test]
 fn two_sessions_do_not_share_a_memory_and_a_reset_is_the_value_as_loaded() {
     for optimise in ["none", "freeze", "auto"] {
         let mut spec = manifest(&["x"], &["y"]);
