@@ -4,7 +4,7 @@
 //! the worker's CPU, and its blocks alternate with the served ones and with the ping-pong.
 
 use crate::limit::{Kind, Limit, pin};
-use crate::rows::{BLOCK, Blocks, CLIENT_CPU, Report, attach, blocks, call, time_block};
+use crate::rows::{BLOCK, Blocks, CLIENT_CPU, Report, attach, blocks, time_block, timed_call};
 use inferd_ipc::layout::Backing;
 use inferd_tests::process::rss_bytes;
 use inferd_tests::{DaemonConfig, Model, places};
@@ -75,26 +75,31 @@ pub fn rows(report: &mut Report, cpu: usize) {
     let mut session = attach(&daemon, "g1", 2000);
     let (input, mut output) = ([0.1f32; 47], [0.0f32; 12]);
     let mut limit = Limit::start(Kind::Spin, cpu);
-    let (mut served, mut direct) = (Blocks::default(), Blocks::default());
+    let [mut served, mut within, mut direct] = std::array::from_fn(|_| Blocks::default());
     let count = BLOCK / 10;
     for block in 0..=blocks() {
         let mut bounced = Vec::with_capacity(count);
         limit.block(count, &mut bounced);
-        let of_served = time_block(count, &mut || call(&mut session, &input, &mut output));
+        let mut runs = Vec::with_capacity(count);
+        let of_served = time_block(count, &mut || runs.push(timed_call(&mut session, &input, &mut output)));
         // The worker goes to sleep before its CPU is another's.
         std::thread::sleep(Duration::from_millis(4));
         let of_direct = twin.block(count);
         if block > 0 {
             served.row.push(of_served);
             direct.row.push(of_direct);
+            within.row.push(runs.split_off(runs.len() - count));
+            within.limit.push(bounced.clone());
             served.limit.push(bounced.clone());
             direct.limit.push(bounced);
         }
     }
-    let (f, direct) = (served.figures(), direct.figures());
+    let [f, within, direct] = [served, within, direct].map(|blocks| blocks.figures_of_all());
     report.row("g1 lstm in-process (torch)", &direct, "");
     let added = (f.row[0] - direct.row[0]) / f.limit[0];
     report.row("g1 lstm served (torch)", &f, &format!("adds {added:.2} ping-pongs (bar 2)"));
+    let around = (f.row[0] - within.row[0]) / f.limit[0];
+    report.row("    of it in the worker", &within, &format!("the rest is {around:.2} ping-pongs"));
     report.figure("resident, torch worker with the G1 policy", rss_bytes(daemon.worker("g1")) as f64 / 1e6, "MB");
     report.figure("start to READY with it, warm-up included", daemon.ready_after().as_secs_f64() * 1e3, "ms");
 }
