@@ -45,7 +45,14 @@ pub(crate) fn read(file: &str, bytes: &[u8], files: &mut dyn FileSource) -> Resu
         fetch(tensor, files, &mut external)?;
     }
     let constants: BTreeSet<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
-    let inputs = graph.input.iter().filter(|i| !constants.contains(i.name.as_str())).map(open).collect();
+    let inputs: Vec<&ValueInfo> = graph.input.iter().filter(|i| !constants.contains(i.name.as_str())).collect();
+    if let Some(other) = inputs.iter().find(|i| i.r#type.as_ref().is_some_and(|t| t.tensor.is_none())) {
+        let place = format!("input {:?} of {file:?}", other.name);
+        let what = "is a sequence, a map or an optional, which no tensor of inferd can be";
+        let remedy = "export the model with tensors of numbers or bools only";
+        return Err(ModelError::new(Fault::Unsupported, place, what, remedy));
+    }
+    let inputs = inputs.into_iter().map(open).collect();
     Ok(Facts { inputs, external })
 }
 
@@ -137,4 +144,21 @@ fn bytes_of(tensor: &Tensor) -> Option<u64> {
         _ => return None,
     };
     tensor.dims.iter().try_fold(element, |bytes: u64, dim| bytes.checked_mul(u64::try_from(*dim).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::Type;
+    use inferd_worker::files::Memory;
+
+    #[test]
+    fn an_input_that_is_no_tensor_is_refused_as_what_it_is() {
+        let optional = ValueInfo { name: "x".into(), r#type: Some(Type { tensor: None }) };
+        let graph = Graph { input: vec![optional], ..Graph::default() };
+        let model = Model { graph: Some(graph), ..Model::default() };
+        let read = read("policy.onnx", &model.encode_to_vec(), &mut Memory::of(Vec::new()));
+        let error = read.map(|_| ()).expect_err("an optional").to_string();
+        assert!(error.contains("input \"x\"") && error.contains("an optional"), "{error}");
+    }
 }
