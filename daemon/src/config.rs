@@ -1,7 +1,7 @@
 //! The configuration: `inferd.toml` and its drop-ins, read, checked and compared.
 //!
 //! A [`Config`] that exists is sound: every name, limit, affinity and group in it was checked. Drop-ins
-//! (`inferd.d/*.toml`, by name) override single keys of `[daemon]`, `[ipc]` and `[quota]`; a model may
+//! (`inferd.d/*.toml`, by name) override single keys of `[daemon]`, `[ipc]`, `[worker]` and `[quota]`; a model may
 //! stand in one file only. Whether the files of models exist is asked by [`Config::check`], because a
 //! missing model fails that model, not the daemon's configuration.
 
@@ -23,7 +23,7 @@ pub(crate) use sections::{backend, device, options, precision};
 
 use inferd_ipc::layout::{Backing, Queue};
 use inferd_ipc::limits;
-use inferd_ipc::worker_records::{Device, Precision, Scheduling, Waiting};
+use inferd_ipc::worker_records::{Confine, Device, Precision, Scheduling, Waiting};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +47,8 @@ pub struct Config {
     pub daemon: DaemonConfig,
     /// `[ipc]`.
     pub ipc: IpcConfig,
+    /// `[worker]`.
+    pub worker: WorkerConfig,
     /// `[quota]`.
     pub quota: QuotaConfig,
     /// `[models.NAME]`, by name.
@@ -108,6 +110,13 @@ pub struct IpcConfig {
     pub mlock: bool,
 }
 
+/// `[worker]`: what holds for every worker whose model does not say otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WorkerConfig {
+    /// Whether workers are confined once their model is warm.
+    pub confine: Confine,
+}
+
 /// `[quota]`: at most this much for one uid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuotaConfig {
@@ -146,6 +155,8 @@ pub struct ModelConfig {
     pub nice: Option<i32>,
     /// Spinning before sleep.
     pub spin_us: u64,
+    /// Whether its workers are confined; as `[worker]` says when absent.
+    pub confine: Option<Confine>,
     /// A step that takes longer counts as hung.
     pub max_run_ms: u64,
     /// A worker must report a loaded and warmed model within this time.
@@ -180,6 +191,7 @@ impl ModelConfig {
             scheduling: Scheduling::Other,
             nice: None,
             spin_us: limits::SPIN_US_DEFAULT,
+            confine: None,
             max_run_ms: limits::RUN_MS_DEFAULT,
             load_ms: limits::LOAD_MS_DEFAULT,
             optional: false,
@@ -209,6 +221,7 @@ impl Default for Config {
                 allow_unmapped_uids: false,
             },
             ipc: IpcConfig { backing: Backing::Memfd, waiting: Waiting::Auto, mlock: false },
+            worker: WorkerConfig::default(),
             quota: QuotaConfig {
                 sessions: limits::SESSIONS_PER_UID_MAX,
                 connections: limits::CONNECTIONS_PER_UID_MAX,

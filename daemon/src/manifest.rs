@@ -10,7 +10,7 @@ pub(crate) use parse::is_relative_below;
 mod tests;
 
 use crate::config::reader::Document;
-use crate::config::{ConfigError, ConfigErrors, IpcConfig, ModelConfig, Place};
+use crate::config::{Config, ConfigError, ConfigErrors, ModelConfig, Place};
 use crate::staging::{self, StageFile};
 use inferd_ipc::signature::Signature;
 use inferd_ipc::worker_records::{Device, GoldenPair, Loading, ModelSpec, Precision, StatePair, TensorRules};
@@ -140,7 +140,7 @@ pub struct WorkerRole {
 impl ModelSource {
     /// The typed spec for a worker.
     #[must_use]
-    pub fn spec(&self, model: &ModelConfig, ipc: &IpcConfig, role: WorkerRole) -> ModelSpec {
+    pub fn spec(&self, model: &ModelConfig, all: &Config, role: WorkerRole) -> ModelSpec {
         let m = &self.manifest;
         let mut options = m.options.clone();
         options.extend(model.options.clone());
@@ -171,8 +171,9 @@ impl ModelSource {
             scheduling: model.scheduling,
             nice: model.nice,
             spin_us: model.spin_us,
-            mlock: ipc.mlock,
-            waiting: ipc.waiting,
+            mlock: all.ipc.mlock,
+            waiting: all.ipc.waiting,
+            confine: model.confine.unwrap_or(all.worker.confine),
             expect: role.expect,
             validate_only: role.validate_only,
             loading: role.loading,

@@ -42,6 +42,7 @@ fn the_docs_list_every_key_of_the_configuration_and_no_other() {
         ("`inferd.toml`", "zzzzzzzz = 1\n"),
         ("`[daemon]`", "[daemon]\nzzzzzzzz = 1\n"),
         ("`[ipc]`", "[ipc]\nzzzzzzzz = 1\n"),
+        ("`[worker]`", "[worker]\nzzzzzzzz = 1\n"),
         ("`[quota]`", "[quota]\nzzzzzzzz = 1\n"),
         ("`[models.NAME]`", "[models.a]\npath = \"/m\"\nzzzzzzzz = 1\n"),
         ("`[models.NAME.gate]`", "[models.a]\npath = \"/m\"\n[models.a.gate]\nzzzzzzzz = 1\n"),

@@ -1,13 +1,14 @@
 //! The system calls that no library wraps: futexes, madvise, leases, process signals.
 //!
 //! The only file with raw `libc` calls, beside `sigbus.rs`. Features newer than the kernel floor
-//! (5.10) have a fallback; the variable `INFERD_DISABLE` (`futex_waitv,madv_populate,memfd_noexec`)
-//! forces the fallback, so that a test can.
+//! (5.10) have a fallback; the variable `INFERD_DISABLE` (`futex_waitv,madv_populate,memfd_noexec,landlock,
+//! seccomp`) forces the fallback, so that a test can.
 
 use crate::limits::FUTEX_WAITV_MAX;
 use crate::mem::{Mem, Wait};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -21,6 +22,10 @@ pub enum Feature {
     MadvPopulate,
     /// `MFD_NOEXEC_SEAL`, Linux 6.3.
     MemfdNoexec,
+    /// Landlock, Linux 5.13, where it is built in and switched on.
+    Landlock,
+    /// Filters of system calls: everywhere but in kernels and containers without them.
+    Seccomp,
 }
 
 /// Whether a feature may be used: it may be switched off with `INFERD_DISABLE`.
@@ -32,6 +37,8 @@ pub fn allowed(feature: Feature) -> bool {
         Feature::FutexWaitv => "futex_waitv",
         Feature::MadvPopulate => "madv_populate",
         Feature::MemfdNoexec => "memfd_noexec",
+        Feature::Landlock => "landlock",
+        Feature::Seccomp => "seccomp",
     };
     !disabled.split(',').any(|d| d.trim() == name)
 }
@@ -260,13 +267,36 @@ pub fn thread_number() -> i32 {
     unsafe { libc::gettid() }
 }
 
-/// How long a thread of this process has run, and how long it has waited for a CPU while it could have run, in
-/// nanoseconds; none when it has ended or the kernel keeps no account.
-#[must_use]
-pub fn thread_times(thread: i32) -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
-    let mut words = text.split_whitespace().map(str::parse);
-    Some((words.next()?.ok()?, words.next()?.ok()?))
+/// The kernel's account of a thread of this process: a file that stays open, for a worker that may open none any more.
+#[derive(Debug)]
+pub struct ThreadTimes(std::fs::File);
+
+impl ThreadTimes {
+    /// Of the calling thread; none when the kernel keeps no account.
+    #[must_use]
+    pub fn of_this_thread() -> Option<ThreadTimes> {
+        let times = ThreadTimes(std::fs::File::open("/proc/thread-self/schedstat").ok()?);
+        times.read().is_some().then_some(times)
+    }
+
+    /// How long it has run, and how long it has waited for a CPU while it could have run, in nanoseconds; none when it
+    /// has ended.
+    #[must_use]
+    pub fn read(&self) -> Option<(u64, u64)> {
+        let mut text = [0; 96];
+        let bytes = self.0.read_at(&mut text, 0).ok()?;
+        let mut words = std::str::from_utf8(&text[..bytes]).ok()?.split_ascii_whitespace().map(str::parse);
+        Some((words.next()?.ok()?, words.next()?.ok()?))
+    }
+}
+
+/// Promises the kernel that this process, its threads and its children never gain a privilege.
+///
+/// # Errors
+/// None that is known: Linux has it since 3.5.
+pub fn set_no_new_privileges() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
 }
 
 /// Sets the niceness of a thread of this process that is as nice as a new one or less.

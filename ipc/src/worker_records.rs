@@ -202,12 +202,27 @@ pub struct ModelSpec {
     pub mlock: bool,
     /// How the executor sleeps over its sessions.
     pub waiting: Waiting,
+    /// Whether the worker is confined once its model is warm.
+    pub confine: Confine,
     /// The live signature that this generation must equal (a reload), if there is one.
     pub expect: Option<Signature>,
     /// Only load, check and warm up; answer and exit (`inferctl validate`).
     pub validate_only: bool,
     /// At which priority it is loaded.
     pub loading: Loading,
+}
+
+/// Whether a worker is confined once its model is warm (`docs/confinement.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Confine {
+    /// As far as the kernel can; the log says what is missing.
+    #[default]
+    On,
+    /// Not at all.
+    Off,
+    /// Wholly, or the model is refused.
+    Require,
 }
 
 /// The priority of loading, checking and warming up.

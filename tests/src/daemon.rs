@@ -102,7 +102,7 @@ impl DaemonConfig {
             Backing::Posix => "posix",
         };
         let mut text = String::new();
-        for section in ["daemon", "ipc", "quota"] {
+        for section in ["daemon", "ipc", "worker", "quota"] {
             text += &format!("[{section}]\n");
             if section == "ipc" {
                 text += &format!("backing = {backing:?}\n");

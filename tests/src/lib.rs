@@ -24,6 +24,7 @@ pub mod raw;
 pub mod rounds;
 pub mod skip;
 pub mod strace;
+pub mod trespass;
 
 pub use answer::Answer;
 pub use case::{Case, turn};

@@ -3,11 +3,12 @@
 //! Nothing but the library differs from another backend's worker: sessions, state pairs, reloads, deaths and refusals
 //! are looked at here as clients see them. Without the library (`make ort`) the tests are skipped by name.
 
+use inferd_ipc::layout::Backing;
 use inferd_ipc::limits::FAULT_LOGS_PER_S;
 use inferd_ipc::signature::DType;
 use inferd_ipc::worker_records::TensorRules;
 use inferd_tests::answer::{fill, hex, hex_f32};
-use inferd_tests::{Driver, Model, Rounds, ms, places, scenarios, skip, turn, within};
+use inferd_tests::{DaemonConfig, Driver, Model, Rounds, ms, places, scenarios, skip, turn, within};
 use inferd_worker::files::Memory;
 use inferd_worker::golden::{Recording, difference, element};
 use inferd_worker::testing::onnx::{Attribute, Dim, Graph, Onnx, f32_bytes, scaler};
@@ -390,5 +391,29 @@ scenarios! {
         let before = used();
         std::thread::sleep(ms(600));
         assert!(used() - before <= 1, "an idle worker used {} ticks of 60", used() - before);
+    }
+}
+
+#[test]
+fn onnx_runtime_keeps_no_file_open_and_runs_confined_as_tract_does() {
+    let name = "onnx_runtime_keeps_no_file_open_and_runs_confined_as_tract_does";
+    if !ready(name) {
+        return;
+    }
+    let _turn = turn();
+    let files = Files::of(&inferd_tests::onnx::plus_one(&[1, 4]), "");
+    for (confine, said) in [("on", "confined: profile strict: no_new_privs, seccomp"), ("off", "not confined")] {
+        let model =
+            Model::at("m", files.path()).config("backend", "\"ort\"").config("confine", &format!("{confine:?}"));
+        let daemon = DaemonConfig::new(Backing::Memfd).model(model).start();
+        assert!(daemon.log().contains(said), "{}", daemon.log());
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.worker("m"))).expect("it lives").flatten();
+        let open: Vec<_> =
+            descriptors.filter_map(|fd| Some(fs::read_link(fd.path()).ok()?.display().to_string())).collect();
+        // The supervisor's log, and the kernel's account of a thread.
+        let known =
+            |path: &&String| path.starts_with("/dev/") || path.ends_with("/log") || path.ends_with("/schedstat");
+        let files: Vec<_> = open.iter().filter(|path| path.starts_with('/') && !path.starts_with("/memfd")).collect();
+        assert!(!open.is_empty() && files.iter().all(known), "confine = {confine:?}: {open:?}");
     }
 }

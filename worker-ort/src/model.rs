@@ -12,6 +12,7 @@ use crate::options::Options;
 use inferd_ipc::signature::{DType, TensorSpec};
 use inferd_ipc::worker_records::ModelSpec;
 use inferd_worker::backend::{Backend, Model, check_size};
+use inferd_worker::confine::Profile;
 use inferd_worker::files::FileSource;
 use inferd_worker::warm_up::fill_bytes;
 use inferd_worker::{Fault, ModelError, dimensions};
@@ -37,6 +38,14 @@ impl Backend for Ort {
     fn version(&self) -> String {
         // Asked after a load, which has opened it.
         Library::open(None).map_or_else(|_| "without a library".to_owned(), |library| library.version.clone())
+    }
+
+    fn profile(&self, spec: &ModelSpec) -> Profile {
+        // Options that cannot be read are refused at load.
+        match Options::of(spec) {
+            Ok(options) if !options.is_cpu() => Profile::Gpu,
+            _ => Profile::Strict,
+        }
     }
 
     fn load(

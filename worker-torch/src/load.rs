@@ -14,6 +14,7 @@ use inferd_ipc::limits::TENSORS_MAX;
 use inferd_ipc::signature::TensorSpec;
 use inferd_ipc::worker_records::{Device, ModelSpec, Precision};
 use inferd_worker::backend::{Backend, HiddenState, Model, check_size};
+use inferd_worker::confine::Profile;
 use inferd_worker::files::FileSource;
 use inferd_worker::{Fault, ModelError};
 
@@ -36,6 +37,11 @@ impl Backend for Torch {
 
     fn version(&self) -> String {
         library::VERSION.to_owned()
+    }
+
+    fn profile(&self, spec: &ModelSpec) -> Profile {
+        // oneDNN writes its kernels when it meets a shape for the first time.
+        Profile::of(spec).max(Profile::Jit)
     }
 
     fn load(

@@ -5,7 +5,9 @@
 //! that end before the executor begins; it begins with the first record that concerns serving. When the
 //! supervisor is gone or says `Retire` the process ends at once, whatever the other threads are doing.
 
+use crate::aside::{self, Bench};
 use crate::backend::{self, Backend};
+use crate::confine::{self, Confinement, Profile};
 use crate::executor::Executor;
 use crate::files::FileSource;
 use crate::link::{Link, LinkError};
@@ -15,18 +17,16 @@ use crate::session::Session;
 use crate::stats::Stats;
 use crate::{Fault, ModelError, contain, logs, pass_on, realtime, shadow};
 use inferd_ipc::baton::{self, Baton};
-use inferd_ipc::limits::{LOAD_PATIENCE_MS, LOADER_STACK_BYTES};
 use inferd_ipc::record::{self, RecordLayout};
 use inferd_ipc::region::RegionError;
-use inferd_ipc::worker_records::{FromWorker, Loaded, Loading, ModelSpec, ToWorker};
+use inferd_ipc::worker_records::{Confine, FromWorker, Loaded, Loading, ModelSpec, ToWorker};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::Arc;
 
 /// The backend's name that leaves the choice to the worker.
 pub const AUTO: &str = "auto";
@@ -62,32 +62,46 @@ struct Backends<'a> {
 }
 
 impl Backends<'_> {
-    /// Loads by the backend that the spec names; by the first one of this program where it names none.
+    /// Loads by the backend that the spec means.
     fn load(
         &self,
         spec: &ModelSpec,
         files: &mut Handed<'_>,
         progress: &mut dyn FnMut(&str),
-    ) -> Result<(Policy, Loaded), ModelError> {
+    ) -> Result<Warm, ModelError> {
+        self.with(spec, |backend| {
+            let (policy, mut loaded) = Policy::warm_by(backend, spec, files, progress)?;
+            if spec.backend == AUTO {
+                loaded.backend.push_str(" (auto)");
+            }
+            Ok(Warm { policy, loaded, profile: backend.profile(spec) })
+        })?
+    }
+
+    /// What the worker may need while it loads, before it is known who can load.
+    fn profile_before(&self, spec: &ModelSpec) -> Profile {
+        // Whom the model is passed on to inherits what was given up, and its options may ask for a GPU.
+        if spec.backend == AUTO && spec.options.contains_key("providers") {
+            return Profile::Gpu;
+        }
+        // A backend that is not there is refused when it is to load.
+        self.with(spec, |backend| backend.profile(spec)).unwrap_or(Profile::Strict)
+    }
+
+    /// The backend that the spec names; the first one of this program where it names none.
+    fn with<T>(&self, spec: &ModelSpec, then: impl FnOnce(&dyn Backend) -> T) -> Result<T, ModelError> {
         let is_auto = spec.backend == AUTO;
         let own = self.own.iter().find(|b| is_auto || b.name() == spec.backend);
-        let (policy, mut loaded) = match (own, self.carried) {
-            (Some(backend), _) => Policy::load_by(*backend, spec, files, progress)?,
-            (None, Some(carried)) => {
-                let name = if is_auto { pass_on::FIRST } else { &spec.backend };
-                Policy::load_by(&*carried(name)?, spec, files, progress)?
-            }
+        match (own, self.carried) {
+            (Some(backend), _) => Ok(then(*backend)),
+            (None, Some(carried)) => Ok(then(&*carried(if is_auto { pass_on::FIRST } else { &spec.backend })?)),
             (None, None) => {
                 let names = self.own.iter().map(|b| b.name()).collect::<Vec<_>>().join(", ");
                 let what = format!("is not in this worker, which has {names}");
                 let remedy = "correct `backend`, or install the worker that has it beside the daemon";
-                return Err(ModelError::new(Fault::Unsupported, format!("backend {:?}", spec.backend), what, remedy));
+                Err(ModelError::new(Fault::Unsupported, format!("backend {:?}", spec.backend), what, remedy))
             }
-        };
-        if is_auto {
-            loaded.backend.push_str(" (auto)");
         }
-        Ok((policy, loaded))
     }
 }
 
@@ -124,6 +138,7 @@ fn work(backends: Backends<'_>) -> Result<ExitCode, LinkError> {
     let mut link = Link::from_stdin(pass_on::handed())?;
     let (ToWorker::Load(spec), fds) = link.receive()? else { return Ok(ExitCode::FAILURE) };
     let _span = tracing::info_span!("worker", model = %spec.model, generation = spec.generation).entered();
+    let confinement = Confinement::begin(spec.confine, backends.profile_before(&spec));
     if let Some(cpu) = spec.cpu {
         realtime::avoid_cpu(cpu);
     }
@@ -135,66 +150,73 @@ fn work(backends: Backends<'_>) -> Result<ExitCode, LinkError> {
         None => return refuse(&link, "no baton came with the model: a bug of the supervisor"),
     };
     let mut files = Handed { link: &mut link, model: fds.next(), asked: BTreeMap::new(), early: Vec::new() };
-    let loaded = aside("loader", spec.loading == Loading::Idle, || load(&spec, &mut files, backends))?;
+    let loaded = aside::run("loader", spec.loading == Loading::Idle, || load(&spec, &mut files, backends))?;
     let early = std::mem::take(&mut files.early);
     drop(files);
-    let (policy, loaded) = match loaded {
-        Ok(loaded) => loaded,
+    let warm = match loaded {
+        Ok(warm) => warm,
         Err(error) if spare.takes(&error) => return spare.pass_on(&link, spec, early, &error),
         Err(error) => return refuse(&link, &error.to_string()),
     };
-    tracing::debug!(load_us = loaded.load_us, warm_up_us = loaded.warm_up_us, "loaded");
+    tracing::debug!(load_us = warm.loaded.load_us, warm_up_us = warm.loaded.warm_up_us, "loaded");
     if let Some(message) = realtime::raise_helpers() {
         link.send(&FromWorker::Warning { message })?;
     }
+    let bench = Bench::start("shadow-run", spec.confine, warm.profile)?;
+    let (policy, loaded) = match confined(&spec, confinement, warm, &bench) {
+        Ok(policy) => policy,
+        Err(error) => return refuse(&link, &error.to_string()),
+    };
     link.send(&FromWorker::Loaded(loaded))?;
     if spec.validate_only {
         return Ok(ExitCode::SUCCESS);
     }
-    Control::new(link, spec, policy, baton)?.run(early)
+    Control::new(link, spec, policy, baton, bench)?.run(early)
 }
 
-/// Runs something on a thread of its own that ends with it: of idle priority where others are served meanwhile, so that
-/// they do not notice, but not for ever where no CPU is idle.
-fn aside<T: Send>(name: &str, idle: bool, work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
-    let span = tracing::Span::current();
-    std::thread::scope(|scope| {
-        let (tell, heard) = mpsc::channel();
-        let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(LOADER_STACK_BYTES);
-        let working = thread.spawn_scoped(scope, move || {
-            let _span = if idle { lowered(span) } else { prepared(span) };
-            // Whoever hears it waits for us; the sender's end says that this thread has ended.
-            let _ = tell.send(inferd_ipc::sys::thread_number());
-            let done = work();
-            drop(tell);
-            done
-        })?;
-        if let (true, Ok(number)) = (idle, heard.recv()) {
-            let patience = Duration::from_millis(LOAD_PATIENCE_MS);
-            while matches!(heard.recv_timeout(patience), Err(mpsc::RecvTimeoutError::Timeout)) {
-                if realtime::relieve(number) {
-                    break;
-                }
-            }
-        }
-        // A panic outside the model has ended the process already.
-        Ok(working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
+/// A model that was loaded, checked and warmed up.
+struct Warm {
+    policy: Policy,
+    loaded: Loaded,
+    profile: Profile,
 }
 
-/// Makes the calling thread one of idle priority, and prepares it.
-fn lowered(span: tracing::Span) -> tracing::span::EnteredSpan {
-    realtime::lower();
-    prepared(span)
+/// Gives up what a warm model does not need, and shows that it runs all the same.
+fn confined(
+    spec: &ModelSpec,
+    confinement: Confinement,
+    warm: Warm,
+    bench: &Bench,
+) -> Result<(Policy, Loaded), ModelError> {
+    let Warm { mut policy, loaded, profile } = warm;
+    match confinement.enter(profile)? {
+        Some(in_force) if in_force.is_whole() => tracing::info!("confined: {in_force}"),
+        Some(in_force) => tracing::warn!("confined in part: {in_force}"),
+        None => tracing::info!("not confined: confine = \"off\""),
+    }
+    if spec.confine != Confine::Off {
+        let again = move || (policy.warm_again(), policy);
+        let run = if spec.loading == Loading::Idle {
+            bench.run(move |_| again())
+        } else {
+            let no_thread = |e: std::io::Error| {
+                ModelError::new(
+                    Fault::Confined,
+                    "the last warm-up",
+                    e.to_string(),
+                    "allow the daemon more threads (TasksMax=)",
+                )
+            };
+            aside::run("last-warm-up", false, again).map_err(no_thread)?
+        };
+        run.0.map_err(confine::inside)?;
+        policy = run.1;
+    }
+    policy.go_live();
+    Ok((policy, loaded))
 }
 
-/// Lets the calling thread compute as the executor does, and log as the control thread.
-fn prepared(span: tracing::Span) -> tracing::span::EnteredSpan {
-    inferd_ipc::sys::flush_denormals_to_zero();
-    span.entered()
-}
-
-fn load(spec: &ModelSpec, files: &mut Handed<'_>, backends: Backends<'_>) -> Result<(Policy, Loaded), ModelError> {
+fn load(spec: &ModelSpec, files: &mut Handed<'_>, backends: Backends<'_>) -> Result<Warm, ModelError> {
     let socket = files.link.fd().try_clone_to_owned();
     let mut progress = |stage: &str| {
         if stage == "warming" {
@@ -277,6 +299,8 @@ struct Control {
     mailbox: Arc<Mailbox>,
     stats: Arc<Stats>,
     model: Model,
+    /// The thread for shadow runs, until sessions are served.
+    bench: Option<Arc<Bench>>,
     /// Failed steps that were reported.
     failures: u64,
 }
@@ -292,16 +316,18 @@ enum Model {
 }
 
 impl Control {
-    fn new(link: Link, spec: ModelSpec, policy: Policy, baton: Baton) -> Result<Control, LinkError> {
+    fn new(link: Link, spec: ModelSpec, policy: Policy, baton: Baton, bench: Bench) -> Result<Control, LinkError> {
         let (mailbox, stats) = (Arc::new(Mailbox::new()?), Arc::new(Stats::default()));
-        let layout = policy.record_layout();
-        Ok(Control { link, spec, baton, layout, mailbox, stats, model: Model::Waiting(Box::new(policy)), failures: 0 })
+        let (layout, model) = (policy.record_layout(), Model::Waiting(Box::new(policy)));
+        let bench = Some(Arc::new(bench));
+        Ok(Control { link, spec, baton, layout, mailbox, stats, model, bench, failures: 0 })
     }
 
     /// The executor is to begin: at once, or when the shadow run gives the policy back.
     fn serve(&mut self) -> Result<(), LinkError> {
         match std::mem::replace(&mut self.model, Model::Serving) {
             Model::Waiting(policy) => {
+                self.bench = None;
                 let (mailbox, stats) = (self.mailbox.clone(), self.stats.clone());
                 let executor = Executor::new(self.spec.clone(), *policy, self.baton.clone(), mailbox, stats);
                 std::thread::Builder::new().name("executor".into()).spawn(move || executor.run())?;
@@ -343,13 +369,16 @@ impl Control {
                 return Err(RegionError::Untrusted("it holds another model's steps, or this worker serves already"));
             }
         };
-        let (mailbox, span) = (self.mailbox.clone(), tracing::Span::current());
+        let bench = self.bench.clone().expect("a worker that does not serve yet has it");
+        let mailbox = self.mailbox.clone();
         let thread = std::thread::Builder::new().name("shadow".into());
         let begun = thread.spawn(move || {
-            let _span = span.entered();
-            let mut progress = |done, of| mailbox.report(Report::Shadowing { done, of });
-            let run = || shadow::run(&mut policy, &reader, &layout, wanted, &mut progress);
-            let report = aside("shadow-run", true, run).expect("a thread for the shadow run");
+            let told = mailbox.clone();
+            let (report, policy) = bench.run(move |times| {
+                let mut progress = |done, of| told.report(Report::Shadowing { done, of });
+                (shadow::run(&mut policy, &reader, &layout, wanted, times, &mut progress), policy)
+            });
+            drop(bench);
             mailbox.report(Report::Shadowed(Box::new(report), policy));
         });
         begun.map(drop).map_err(|source| RegionError::Os { what: "starting a thread for", bytes: 0, source })

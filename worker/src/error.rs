@@ -24,6 +24,8 @@ pub enum Fault {
     Run,
     /// The backend panicked.
     Panic,
+    /// It runs freely, and not confined; or its worker cannot be confined as it must.
+    Confined,
 }
 
 /// Why a model cannot be served, or why a step has no answer.

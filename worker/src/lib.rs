@@ -10,9 +10,11 @@
 //! baton) is `inferd-ipc`'s.
 
 pub mod aligned;
+pub mod aside;
 pub mod backend;
 mod binding;
 pub mod conditioning;
+pub mod confine;
 pub mod contain;
 pub mod control;
 pub mod dimensions;

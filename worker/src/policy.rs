@@ -59,6 +59,8 @@ pub struct Policy {
     model: Box<dyn Model>,
     ports: Ports,
     place: String,
+    /// What the warm-up filled inputs with.
+    probe: f32,
 }
 
 impl Policy {
@@ -101,6 +103,21 @@ impl Policy {
         files: &mut dyn FileSource,
         progress: &mut dyn FnMut(&str),
     ) -> Result<(Policy, Loaded), ModelError> {
+        let (mut policy, loaded) = Policy::warm_by(backend, spec, files, progress)?;
+        policy.go_live();
+        Ok((policy, loaded))
+    }
+
+    /// Like [`Policy::load_by`], but for the last step: [`Policy::warm_again`] may follow, and [`Policy::go_live`] must.
+    ///
+    /// # Errors
+    /// As [`Policy::load`].
+    pub fn warm_by(
+        backend: &dyn backend::Backend,
+        spec: &ModelSpec,
+        files: &mut dyn FileSource,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<(Policy, Loaded), ModelError> {
         let start = Instant::now();
         progress("loading");
         let place = format!("model {:?}, file {:?}", spec.model, spec.file);
@@ -110,11 +127,11 @@ impl Policy {
         progress("checking");
         let ports = binding::bind(spec, model.inputs(), model.outputs(), model.hidden_state())?;
         let load_us = micros(start);
-        let mut policy = Policy { model, ports, place };
+        let mut policy = Policy { model, ports, place, probe: 0.0 };
         let golden_difference_max = golden::check(&mut policy, spec, files)?;
         progress("warming");
         let warm = warm_up::warm_up(&mut policy, spec.warm_up_runs, golden_difference_max.is_some())?;
-        policy.model.went_live();
+        policy.probe = warm.probe;
         let loaded = Loaded {
             signature: policy.ports.signature.clone(),
             state_bytes: policy.ports.state_bytes,
@@ -128,6 +145,19 @@ impl Policy {
             golden_difference_max,
         };
         Ok((policy, loaded))
+    }
+
+    /// Runs a warm model a few times more, under what its worker has given up meanwhile.
+    ///
+    /// # Errors
+    /// What the model says; it ran before.
+    pub fn warm_again(&mut self) -> Result<(), ModelError> {
+        warm_up::warm_again(self, self.probe)
+    }
+
+    /// From here on every run is a session's step.
+    pub fn go_live(&mut self) {
+        self.model.went_live();
     }
 
     /// What clients see.
@@ -216,7 +246,7 @@ impl Policy {
     /// What the backend raised (a panic too), or which output the guard refused. Nothing of this step
     /// may be used then; the next one works.
     pub fn run(&mut self) -> Result<(), ModelError> {
-        let Policy { model, ports, place } = self;
+        let Policy { model, ports, place, .. } = self;
         contain(place, || model.run())?;
         for port in &mut ports.outputs {
             port.guard.check(model.output(port.model_output))?;

@@ -54,10 +54,10 @@ pub fn lower() {
     }
 }
 
-/// Looks at a lowered thread that has not come to its end: where no CPU is ever idle it would never. Then it goes on as a
-/// nice one, if that is allowed. True when there is nothing more to do for it.
-pub fn relieve(thread: i32) -> bool {
-    let Some((ran_ns, waited_ns)) = sys::thread_times(thread) else { return true };
+/// Looks at a lowered thread that has not come to its end, and at how long it has run and waited: where no CPU is ever idle
+/// it would never. Then it goes on as a nice one, if that is allowed. True when there is nothing more to do for it.
+pub fn relieve(thread: i32, times: Option<(u64, u64)>) -> bool {
+    let Some((ran_ns, waited_ns)) = times else { return true };
     if waited_ns / STARVED < ran_ns || !sys::is_idle(thread) {
         return false;
     }

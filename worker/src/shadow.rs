@@ -14,11 +14,10 @@ use inferd_ipc::limits::{
 };
 use inferd_ipc::record::{Read, RecordLayout, RecordReader, RecordedStep};
 use inferd_ipc::signature::TensorSpec;
-use inferd_ipc::sys;
+use inferd_ipc::sys::{self, ThreadTimes};
 use inferd_ipc::worker_records::{OutputDifference, ShadowReport};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Which steps to run.
@@ -39,7 +38,7 @@ pub fn fits(policy: &Policy, layout: &RecordLayout) -> bool {
     own.same(&RecordLayout { states: own.states.clone(), ..layout.clone() })
 }
 
-/// Runs recorded steps. `progress` hears how far it is, at a limited rate.
+/// Runs recorded steps; `times` are the calling thread's. `progress` hears how far it is, at a limited rate.
 ///
 /// # Panics
 /// When the record's layout does not fit the policy: ask [`fits`] first.
@@ -49,10 +48,11 @@ pub fn run(
     reader: &RecordReader,
     layout: &RecordLayout,
     wanted: Wanted,
+    times: Option<Arc<ThreadTimes>>,
     progress: &mut dyn FnMut(u32, u32),
 ) -> ShadowReport {
     assert!(fits(policy, layout), "inputs and outputs are the policy's");
-    let mut shadow = Shadow::new(policy, layout);
+    let mut shadow = Shadow::new(policy, layout, times);
     let mut pace = Pace { wanted, start: Instant::now(), told: Instant::now(), progress };
     match wanted.for_ms {
         Some(for_ms) => {
@@ -130,7 +130,7 @@ struct Shadow<'a> {
 }
 
 impl<'a> Shadow<'a> {
-    fn new(policy: &'a mut Policy, layout: &RecordLayout) -> Shadow<'a> {
+    fn new(policy: &'a mut Policy, layout: &RecordLayout, times: Option<Arc<ThreadTimes>>) -> Shadow<'a> {
         let own = policy.record_layout();
         let state = if own.states.is_empty() {
             State::None
@@ -149,7 +149,7 @@ impl<'a> Shadow<'a> {
         Shadow {
             policy,
             state,
-            clock: RunClock::new(),
+            clock: RunClock { times, waited_ns: 0, start_ns: 0 },
             outputs: own.outputs.iter().map(compared).collect(),
             output_bytes: buffers(&own.outputs),
             state_bytes: buffers(&own.states),
@@ -360,27 +360,14 @@ impl Compared {
 /// ready to run and another one had the CPU, which the kernel counts. Kernels that do not count it give the thread's
 /// CPU time instead, which also leaves out what the model itself waits for.
 struct RunClock {
-    /// `/proc/thread-self/schedstat`: time on a CPU, time waiting for one, slices.
-    schedstat: Option<File>,
+    times: Option<Arc<ThreadTimes>>,
     waited_ns: u64,
     start_ns: u64,
 }
 
 impl RunClock {
-    /// Of the calling thread.
-    fn new() -> RunClock {
-        let schedstat = File::open("/proc/thread-self/schedstat").ok();
-        let mut clock = RunClock { schedstat, waited_ns: 0, start_ns: 0 };
-        if clock.waited().is_none() {
-            clock.schedstat = None;
-        }
-        clock
-    }
-
     fn waited(&self) -> Option<u64> {
-        let mut text = [0; 96];
-        let read = self.schedstat.as_ref()?.read_at(&mut text, 0).ok()?;
-        std::str::from_utf8(&text[..read]).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+        Some(self.times.as_ref()?.read()?.1)
     }
 
     fn start(&mut self) {
@@ -391,7 +378,7 @@ impl RunClock {
     }
 
     fn stop(&mut self) -> u64 {
-        if self.schedstat.is_none() {
+        if self.times.is_none() {
             return sys::thread_cpu_ns().saturating_sub(self.start_ns);
         }
         let ns = sys::now_ns() - self.start_ns;

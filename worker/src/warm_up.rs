@@ -11,11 +11,16 @@ use inferd_ipc::limits::{WARM_UP_FLAT_PERCENT, WARM_UP_MS_MAX, WARM_UP_WINDOW_RU
 use inferd_ipc::signature::DType;
 use std::time::{Duration, Instant};
 
+/// Runs of [`warm_again`]: what opens a file does so at the first.
+const RUNS_AGAIN: u32 = 3;
+
 /// What a warm-up found out.
 pub(crate) struct WarmUp {
     pub(crate) runs: u32,
     pub(crate) elapsed: Duration,
     pub(crate) run_us_p50: f64,
+    /// What its inputs were filled with.
+    pub(crate) probe: f32,
 }
 
 /// Warms `policy` up; `runs_min` of the manifest, 0 for until flat.
@@ -51,11 +56,25 @@ pub(crate) fn warm_up(policy: &mut Policy, runs_min: u32, proven: bool) -> Resul
             last.abs_diff(median).saturating_mul(100) <= median.saturating_mul(WARM_UP_FLAT_PERCENT)
         });
         if spent || (flat && runs >= runs_min) {
-            return Ok(WarmUp { runs, elapsed: start.elapsed(), run_us_p50: median as f64 / 1e3 });
+            return Ok(WarmUp { runs, elapsed: start.elapsed(), run_us_p50: median as f64 / 1e3, probe: value });
         }
         last_median = Some(median);
         window.clear();
     }
+}
+
+/// Runs the probe that the model answered a few times more. It may refuse it as in [`warm_up`]; whatever else it says
+/// is new.
+pub(crate) fn warm_again(policy: &mut Policy, probe: f32) -> Result<(), ModelError> {
+    for _ in 0..RUNS_AGAIN {
+        fill(policy, probe);
+        let _ = policy.check_inputs();
+        match policy.run() {
+            Err(error) if !matches!(error.fault, Fault::Limits | Fault::NonFinite) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The probe value that the model answers: zeros, ones or halves.

@@ -41,8 +41,8 @@ impl Config {
     pub fn diff(old: &Config, new: &Config) -> Diff {
         let mut diff = Diff { restart: needs_restart(old, new), ..Diff::default() };
         diff.added = new.models.keys().filter(|name| !old.models.contains_key(*name)).cloned().collect();
-        // How workers wait and lock memory is in every worker's spec.
-        let all = old.ipc.waiting != new.ipc.waiting || old.ipc.mlock != new.ipc.mlock;
+        // How workers wait, lock memory and are confined is in every worker's spec.
+        let all = old.ipc.waiting != new.ipc.waiting || old.ipc.mlock != new.ipc.mlock || old.worker != new.worker;
         for (name, before) in &old.models {
             match new.models.get(name) {
                 None => diff.removed.push(name.clone()),

@@ -6,7 +6,7 @@ use super::{Config, ModelConfig, SocketConfig, SocketGroup, change, is_backend_n
 use inferd_ipc::attach::is_model_name;
 use inferd_ipc::layout::{Backing, Queue};
 use inferd_ipc::limits;
-use inferd_ipc::worker_records::{Device, Precision, Scheduling, Waiting};
+use inferd_ipc::worker_records::{Confine, Device, Precision, Scheduling, Waiting};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::{Gid, Group, Pid, Uid, getgroups};
 use std::collections::BTreeMap;
@@ -34,6 +34,9 @@ impl Reading {
         }
         if let Some(section) = root.section("ipc", errors) {
             self.ipc(section, errors);
+        }
+        if let Some(section) = root.section("worker", errors) {
+            self.worker(section, errors);
         }
         if let Some(section) = root.section("quota", errors) {
             self.quota(section, errors);
@@ -86,6 +89,11 @@ impl Reading {
         set(&mut ipc.backing, s.plain::<Backing>("backing", "\"memfd\" or \"posix\"", errors));
         set(&mut ipc.waiting, s.plain::<Waiting>("waiting", "\"auto\" or \"epoll\"", errors));
         set(&mut ipc.mlock, s.plain("mlock", "true or false", errors));
+        s.finish(errors);
+    }
+
+    fn worker(&mut self, mut s: Section<'_>, errors: &mut Vec<ConfigError>) {
+        set(&mut self.config.worker.confine, confine(&mut s, errors));
         s.finish(errors);
     }
 
@@ -156,6 +164,7 @@ fn model(name: &str, s: &mut Section<'_>, errors: &mut Vec<ConfigError>) -> Mode
     }
     model.nice = nice.map(|v| v.into_inner() as i32);
     model.spin_us = spin_us(s, model.scheduling, errors).unwrap_or(limits::SPIN_US_DEFAULT);
+    model.confine = confine(s, errors);
     set(&mut model.max_run_ms, s.count("max_run_ms", 1, limits::RUN_MS_MAX, errors));
     set(&mut model.load_ms, s.count("load_ms", 1, limits::LOAD_MS_MAX, errors));
     set(&mut model.optional, s.plain("optional", "true or false", errors));
@@ -167,6 +176,11 @@ fn model(name: &str, s: &mut Section<'_>, errors: &mut Vec<ConfigError>) -> Mode
         model.options = options(section, errors);
     }
     model
+}
+
+/// Whether workers are confined.
+fn confine(s: &mut Section<'_>, errors: &mut Vec<ConfigError>) -> Option<Confine> {
+    s.plain("confine", "\"on\", \"off\" or \"require\"", errors)
 }
 
 /// An absolute path.

@@ -35,20 +35,22 @@ fn error_of(text: &str) -> String {
 fn the_documented_example_is_read_as_it_says() {
     let cpu = sections::tests::some_cpu();
     let config = load_text(&format!(
-        "[daemon]\ndrain_ms = 100\nattach_mode = \"0600\"\nattach_group = \"\"\n[ipc]\nbacking = \"posix\"\nwaiting = \"epoll\"\nmlock = true\n\
+        "[daemon]\ndrain_ms = 100\nattach_mode = \"0600\"\nattach_group = \"\"\n[ipc]\nbacking = \"posix\"\nwaiting = \"epoll\"\nmlock = true\n[worker]\nconfine = \"require\"\n\
          [quota]\nsessions = 3\nregion_bytes = 1_000_000\n\
          [models.go2]\npath = \"/m/policy.onnx\"\nbackend = \"tract\"\nslots = 8\nqueue = \"latest\"\ncpu = {cpu}\n\
-         scheduling = \"fifo:80\"\nspin_us = 20\nmax_run_ms = 100\nload_ms = 5\noptional = true\nkeep_previous = false\n\
+         scheduling = \"fifo:80\"\nspin_us = 20\nmax_run_ms = 100\nload_ms = 5\nconfine = \"off\"\noptional = true\nkeep_previous = false\n\
          options = {{ threads = 2, fast = true, name = \"x\", factor = 0.5 }}\n"
     ))
     .expect("sound");
     assert_eq!((config.daemon.drain_ms, config.daemon.attach_socket.mode), (100, 0o600));
     assert_eq!(config.daemon.attach_socket.group, None);
     assert_eq!(config.ipc, IpcConfig { backing: Backing::Posix, waiting: Waiting::Epoll, mlock: true });
+    assert_eq!(config.worker.confine, Confine::Require);
     assert_eq!((config.quota.sessions, config.quota.region_bytes), (3, 1_000_000));
     let m = &config.models["go2"];
     assert_eq!((m.slots, m.queue, m.cpu, m.spin_us), (8, Queue::Latest, Some(cpu), 20));
     assert_eq!((m.scheduling, m.max_run_ms, m.load_ms), (Scheduling::Fifo(80), 100, 5));
+    assert_eq!(m.confine, Some(Confine::Off));
     assert!(m.optional && m.keep_previous == KeepPrevious::No);
     let options: Vec<_> = m.options.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(options, ["factor=0.5", "fast=true", "name=x", "threads=2"]);

@@ -103,7 +103,7 @@ fn the_order_of_the_tables_is_the_order_of_the_tensors_where_the_file_has_none()
         backend: backend.into(),
     };
     let model = ModelConfig::new("m", Path::new("/m"));
-    let ipc = crate::config::Config::default().ipc;
+    let config = Config::default();
     let role = WorkerRole {
         generation: 1,
         ticket: 2,
@@ -112,10 +112,10 @@ fn the_order_of_the_tables_is_the_order_of_the_tensors_where_the_file_has_none()
         validate_only: false,
         loading: Loading::Idle,
     };
-    let spec = source("echo").spec(&model, &ipc, role.clone());
+    let spec = source("echo").spec(&model, &config, role.clone());
     assert_eq!((spec.input_order, spec.output_order), (vec!["z".into(), "a".into()], vec!["b".into()]));
     assert_eq!((spec.generation, spec.ticket, spec.baton_entry), (1, 2, 3));
-    assert!(source("tract").spec(&model, &ipc, role).input_order.is_empty());
+    assert!(source("tract").spec(&model, &config, role).input_order.is_empty());
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn options_of_the_configuration_win_over_those_of_the_manifest() {
     assert_eq!((source.file.as_deref(), source.backend.as_str()), (None, "echo"));
     let mut model = ModelConfig::new("m", folder.path());
     model.options.insert("b".into(), "2".into());
-    let ipc = crate::config::Config::default().ipc;
+    let config = Config::default();
     let role = WorkerRole {
         generation: 1,
         ticket: 1,
@@ -135,7 +135,7 @@ fn options_of_the_configuration_win_over_those_of_the_manifest() {
         validate_only: true,
         loading: Loading::Idle,
     };
-    let options = source.spec(&model, &ipc, role).options;
+    let options = source.spec(&model, &config, role).options;
     assert_eq!((options["a"].as_str(), options["b"].as_str()), ("1", "2"));
 }
 

@@ -258,7 +258,7 @@ impl Supervisor {
             validate_only: false,
             loading: if awaited { Loading::Ordinary } else { Loading::Idle },
         };
-        let spec = generation.source.spec(&generation.config, &self.config.ipc, role);
+        let spec = generation.source.spec(&generation.config, &self.config, role);
         let baton_fd = Rc::clone(&model.baton_fd);
         let start = Start { model: Some(id), generation, purpose, ticket, entry };
         let started = self.start_worker(start, spec, &baton_fd);
@@ -467,7 +467,7 @@ impl Supervisor {
             validate_only: true,
             loading: Loading::Idle,
         };
-        let spec = source.spec(&config, &self.config.ipc, role);
+        let spec = source.spec(&config, &self.config, role);
         let made = generation(1, config, Origin { source, stamp: None, stored: None }, staged);
         let number = self.new_id();
         // Entered first: a refusal finds its asker there.

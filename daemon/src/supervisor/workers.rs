@@ -14,6 +14,7 @@ use inferd_ipc::{fdpass, sys};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
@@ -172,6 +173,9 @@ fn spawn(binary: &Path, log_level: &str) -> io::Result<(Child, OwnedFd, OwnedFd)
         }
     }
     command.env("INFERD_LOG", log_level);
+    // ONNX Runtime's own builds keep a database of what they are used for and send it; being told not to through its
+    // interface they still open both.
+    command.env("ORT_DISABLE_TELEMETRY", "1");
     let mut child = command.spawn()?;
     match sys::pidfd_open(child.id()) {
         Ok(pidfd) => Ok((child, ours, pidfd)),
@@ -408,10 +412,18 @@ impl Supervisor {
 }
 
 fn describe_exit(worker: &Worker, status: Option<ExitStatus>) -> String {
+    // The filter of system calls, in which a confined worker lives, kills by this signal.
+    let trespassed = status.is_some_and(|status| status.signal() == Some(nix::libc::SIGSYS));
     let status = status.map_or_else(|| "with an unknown status".to_owned(), |status| status.to_string());
     match &worker.last_words {
         Some(words) => words.clone(),
         None if worker.stage == Stage::Retiring => format!("as asked: {status}"),
+        None if trespassed => {
+            format!(
+                "its worker (pid {}) ended by SIGSYS: its model reached for what docs/confinement.md forbids",
+                worker.pid()
+            )
+        }
         None => format!("its worker (pid {}) ended unexpectedly: {status}; its log says more", worker.pid()),
     }
 }

@@ -241,15 +241,7 @@ pub fn kernel(m: &Machine) -> Vec<Finding> {
     if findings.is_empty() {
         findings.push(Finding::ok("kernel", format!("{major}.{minor} has all that the data path uses")));
     }
-    match m.read("/sys/kernel/security/lsm") {
-        Some(lsm) if lsm.split(',').any(|name| name == "landlock") => {}
-        Some(_) => findings.push(Finding::hint(
-            "kernel",
-            "Landlock is not on: workers cannot be confined by it",
-            "add landlock to lsm= on the kernel's command line",
-        )),
-        None => {}
-    }
+    findings.extend(confinement(m));
     if let Some(clock) = m.read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
         && !matches!(clock.as_str(), "tsc" | "arch_sys_counter" | "kvm-clock" | "hyperv_clocksource_tsc_page")
     {
@@ -260,6 +252,30 @@ pub fn kernel(m: &Machine) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// What workers are confined with; nothing is said where the kernel does not say.
+fn confinement(m: &Machine) -> Vec<Finding> {
+    let has = |path, split, word| Some(m.read(path)?.split(split).any(|name| name == word));
+    let means = [
+        (
+            "seccomp",
+            has("/proc/sys/kernel/seccomp/actions_avail", ' ', "kill_process"),
+            "workers keep every system call once their model is warm",
+            "use a kernel with CONFIG_SECCOMP_FILTER",
+        ),
+        (
+            "Landlock",
+            has("/sys/kernel/security/lsm", ',', "landlock"),
+            "workers are confined by seccomp alone",
+            "add landlock to lsm= on the kernel's command line; the kernel must be 5.13 or newer",
+        ),
+    ];
+    let finding = |(name, has, without, remedy): (&str, Option<bool>, &str, &str)| match has? {
+        true => Some(Finding::ok("kernel", format!("{name} confines workers"))),
+        false => Some(Finding::hint("kernel", format!("{name} is not on: {without}"), remedy)),
+    };
+    means.into_iter().filter_map(finding).collect()
 }
 
 /// Frequency and isolation of the CPUs that executors are pinned to.
@@ -427,6 +443,26 @@ mod tests {
         let found = cpus(&m);
         assert!(found.iter().any(|f| f.level == Level::Hint && f.what.contains("powersave")), "{found:?}");
         assert!(found.contains(&Finding::ok("cpus", "cpu3 is isolated")), "{found:?}");
+    }
+
+    #[test]
+    fn means_to_confine_workers_are_read_from_the_kernel() {
+        let root = tempfile::tempdir().expect("a folder");
+        let mut m = sound();
+        m.root = root.path().to_owned();
+        assert_eq!(confinement(&m), [], "a kernel that does not say");
+        let put = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("below the root")).expect("mkdir");
+            fs::write(path, text).expect("write");
+        };
+        put("proc/sys/kernel/seccomp/actions_avail", "kill_process kill_thread trap errno trace log allow\n");
+        put("sys/kernel/security/lsm", "capability,yama\n");
+        let found = confinement(&m);
+        assert_eq!(found[0], Finding::ok("kernel", "seccomp confines workers"));
+        assert!(found[1].level == Level::Hint && found[1].remedy.contains("lsm="), "{found:?}");
+        put("sys/kernel/security/lsm", "landlock,lockdown,yama\n");
+        assert_eq!(confinement(&m)[1], Finding::ok("kernel", "Landlock confines workers"));
     }
 
     #[test]

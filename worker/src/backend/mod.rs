@@ -5,6 +5,7 @@
 //! `policy.rs`. A backend may block, allocate and panic; a model is used by one thread at a time, and
 //! may move to another thread between calls. Backends of your own implement the two traits.
 
+use crate::confine::Profile;
 use crate::{Fault, ModelError, files::FileSource};
 use inferd_ipc::limits::{RANK_MAX, TENSOR_BYTES_MAX};
 use inferd_ipc::signature::TensorSpec;
@@ -21,6 +22,12 @@ pub trait Backend: Sync {
 
     /// The inference library's version, for `inferctl models`.
     fn version(&self) -> String;
+
+    /// What the library needs of the system once a model is warm; the worker gives up the rest. A library that runs on
+    /// a CPU and compiles nothing needs no more than this. What the profile lacks fails with EPERM.
+    fn profile(&self, spec: &ModelSpec) -> Profile {
+        Profile::of(spec)
+    }
 
     /// Loads a model and runs it at least once, so that every shape is known. What the backend had to
     /// give up (an optimisation, say) goes to `warn`; the model is served all the same.

@@ -1,7 +1,7 @@
 //! Specs as the supervisor makes them from an empty configuration.
 
 use inferd_ipc::signature::{DType, TensorSpec};
-use inferd_ipc::worker_records::{Device, Loading, ModelSpec, Precision, Scheduling, TensorRules, Waiting};
+use inferd_ipc::worker_records::{Confine, Device, Loading, ModelSpec, Precision, Scheduling, TensorRules, Waiting};
 use std::collections::BTreeMap;
 
 /// A tensor.
@@ -37,6 +37,7 @@ pub fn spec(backend: &str, file: &str) -> ModelSpec {
         spin_us: 0,
         mlock: false,
         waiting: Waiting::Auto,
+        confine: Confine::On,
         expect: None,
         validate_only: false,
         loading: Loading::Ordinary,
