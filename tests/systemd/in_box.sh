@@ -234,6 +234,14 @@ a_stop_drains_and_reattaching_clients_do_not_start_it_again() {
     equal "$(count /tmp/loop reattaches)" 1 "reattaches after the start"
 }
 
+however_often_it_is_stopped_and_started_its_sockets_listen() {
+    # systemd counts starts of sockets too, five in ten seconds unless a unit says otherwise.
+    local n
+    for n in 1 2 3 4 5 6 7; do must systemctl stop inferd; must systemctl start inferd; done
+    equal "$(systemctl is-active inferd.service inferd-attach.socket inferd-control.socket | sort -u)" active "units after $n starts"
+    systemctl reset-failed inferd
+}
+
 a_connection_starts_the_service_from_cold() {
     must systemctl stop inferd
     must systemctl start inferd-attach.socket inferd-control.socket
@@ -323,7 +331,8 @@ an_ordinary_user_runs_inferd_alone() {
 
 the_journal_is_readable_and_complete() {
     local lines; lines=$(journalctl -u inferd -o cat --no-pager)
-    local what; for what in starting ready "making the next generation" "configuration read" draining stopped; do holds "$lines" "$what" journal; done
+    local what; for what in starting ready "making the next generation" "configuration read" draining stopped \
+        "confined: profile strict: no_new_privs, seccomp"; do holds "$lines" "$what" journal; done
     printf '%s' "$lines" | grep -q $'\033' && fail "escape sequences in the journal"
     printf '%s\n' "$lines" | grep -qE 'panicked|RUST_BACKTRACE' && fail "a panic: $(printf '%s\n' "$lines" | grep -m1 -A3 panicked)"
     # Fields, not only text: an operator filters by model.
@@ -395,6 +404,7 @@ for name in the_daemon_and_its_workers_have_no_privileges \
     restarts_under_load_leave_no_client_behind \
     a_client_that_attaches_during_a_restart_waits_and_is_served \
     a_stop_drains_and_reattaching_clients_do_not_start_it_again \
+    however_often_it_is_stopped_and_started_its_sockets_listen \
     a_connection_starts_the_service_from_cold \
     a_control_socket_in_the_robots_group_is_refused_with_the_remedy \
     a_model_that_cannot_be_loaded_fails_the_start_and_says_why \
