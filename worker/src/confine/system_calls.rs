@@ -222,22 +222,24 @@ mod filters {
         | libc::CLONE_NEWNET;
 
     pub(super) fn install(profile: Profile) -> Result<(), String> {
-        let programs = || -> Result<[BpfProgram; 3], BackendError> {
-            let machine = TargetArch::try_from(std::env::consts::ARCH)?;
-            let program = |rules, otherwise, action| -> Result<BpfProgram, BackendError> {
-                SeccompFilter::new(rules, otherwise, action, machine)?.try_into()
-            };
-            let plain = |calls: &[c_long]| calls.iter().map(|call| (*call, Vec::new())).collect::<Rules>();
-            Ok([
-                program(plain(FATAL), SeccompAction::Allow, SeccompAction::KillProcess)?,
-                program(plain(UNKNOWN), SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?,
-                program(allowed(profile)?, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)?,
-            ])
-        };
-        for program in programs().map_err(|error| error.to_string())? {
+        for program in programs(profile).map_err(|error| error.to_string())? {
             apply_filter_all_threads(&program).map_err(|error| error.to_string())?;
         }
         Ok(())
+    }
+
+    /// The three, in the order of their installation: the last one forbids to install another.
+    fn programs(profile: Profile) -> Result<[BpfProgram; 3], BackendError> {
+        let machine = TargetArch::try_from(std::env::consts::ARCH)?;
+        let program = |rules, otherwise, action| -> Result<BpfProgram, BackendError> {
+            SeccompFilter::new(rules, otherwise, action, machine)?.try_into()
+        };
+        let plain = |calls: &[c_long]| calls.iter().map(|call| (*call, Vec::new())).collect::<Rules>();
+        Ok([
+            program(plain(FATAL), SeccompAction::Allow, SeccompAction::KillProcess)?,
+            program(plain(UNKNOWN), SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?,
+            program(allowed(profile)?, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)?,
+        ])
     }
 
     fn allowed(profile: Profile) -> Result<Rules, BackendError> {
@@ -280,5 +282,33 @@ mod filters {
 
     fn one_of(argument: u8, values: &[i32]) -> Result<Vec<SeccompRule>, BackendError> {
         values.iter().map(|value| SeccompRule::new(vec![equal(argument, *value as u32 as u64)?])).collect()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn every_profile_has_programs_that_a_kernel_takes_and_allows_more_than_the_one_before() {
+            let most = |profile| programs(profile).expect("sound rules").iter().map(Vec::len).max().unwrap_or(0);
+            for profile in [Profile::Strict, Profile::Jit, Profile::Gpu] {
+                // BPF_MAXINSNS.
+                assert!((1..4096).contains(&most(profile)), "{profile}: {}", most(profile));
+            }
+            let calls = |profile| allowed(profile).expect("sound rules").into_keys().collect::<Vec<_>>();
+            assert!(calls(Profile::Strict).iter().all(|call| calls(Profile::Gpu).contains(call)));
+            assert_eq!(calls(Profile::Strict), calls(Profile::Jit), "they differ in the memory that they allow");
+        }
+
+        #[test]
+        fn nothing_that_kills_is_allowed_and_no_worker_opens_or_connects() {
+            let strict = allowed(Profile::Strict).expect("sound rules");
+            assert!(FATAL.iter().all(|call| !strict.contains_key(call)));
+            for call in [libc::SYS_openat, libc::SYS_openat2, libc::SYS_socket, libc::SYS_connect, libc::SYS_ioctl] {
+                assert!(!strict.contains_key(&call), "{call}");
+            }
+            // Its flags cannot be seen, so it is there for the filter that says that it does not exist.
+            assert!(UNKNOWN.iter().all(|call| strict.contains_key(call)));
+        }
     }
 }
