@@ -17,7 +17,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
 BIN_DIR = $(CARGO_TARGET_DIR)/release
 POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 
-.PHONY: all build torch ort c examples policy demo test test-gpu bench bench-act bench-peers bench-tch lint fmt deps install install-files \
+.PHONY: all build failpoints torch ort c examples policy demo test test-gpu bench bench-act bench-peers bench-tch lint fmt deps install install-files \
     install-torch uninstall deb clean campaign help
 .DEFAULT_GOAL := build
 
@@ -56,6 +56,9 @@ export TORCH ORT
 test: build examples $(C_DRIVER) ## every suite; prints `N passed, N failed, N skipped` at the end (TORCH=0, ORT=0: without those)
 	for worker in $(LIBRARY_WORKERS); do sh scripts/build_worker.sh --or-skip $$worker || exit 1; done
 	sh scripts/run_tests.sh
+
+failpoints: ## the programs that tests kill at named steps, beside the ordinary ones; `make test` builds them too
+	sh scripts/build_failpoints.sh
 
 test-gpu: ## the checks that need a CUDA device; scripts/test_gpu.sh --carry FOLDER builds them for another machine
 	sh scripts/test_gpu.sh

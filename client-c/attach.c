@@ -6,6 +6,7 @@
  * checked, geometry and seals before anything is mapped. Whatever fails, descriptors and mappings of
  * the attempt are gone when the error is returned.
  */
+#include "failpoint.h"
 #include "internal.h"
 
 #include <fcntl.h>
@@ -296,6 +297,7 @@ int ifd_attach_begin(struct inferd_session *s)
     if (error != 0) {
         return give_up(s, error);
     }
+    IFD_FAILPOINT("client.connected");
     struct ifd_attach_record wish = {
         .head = head(IFD_ATTACH, sizeof wish),
         .slots = s->wish_slots,
@@ -309,6 +311,7 @@ int ifd_attach_begin(struct inferd_session *s)
         return give_up(s, error);
     }
     s->next.phase = IFD_ATTACHED_DUE;
+    IFD_FAILPOINT("client.attach.sent");
     return 0;
 }
 
@@ -349,6 +352,7 @@ static int on_attached(struct inferd_session *s)
     if (error == 0 && got.count != 3) {
         error = ifd_failf(s, -EPROTO, "attach to %s: %u descriptors with ATTACHED where 3 belong", s->model, got.count);
     }
+    IFD_FAILPOINT("client.attached");
     if (error == 0) {
         error = import(s, &record, got.fds);
     }
@@ -360,9 +364,12 @@ static int on_attached(struct inferd_session *s)
     if (error != 0) {
         return error;
     }
+    IFD_FAILPOINT("client.mapped");
     struct ifd_mapped_record mapped = {.head = head(IFD_MAPPED, sizeof mapped)};
     s->next.phase = IFD_READY_DUE;
-    return send_record(s, &mapped, sizeof mapped);
+    error = send_record(s, &mapped, sizeof mapped);
+    IFD_FAILPOINT("client.mapped.sent");
+    return error;
 }
 
 int ifd_attach_advance(struct inferd_session *s)
@@ -380,6 +387,7 @@ int ifd_attach_advance(struct inferd_session *s)
             error = check_status(s, record.status, record.message);
         }
         if (error == 0) {
+            IFD_FAILPOINT("client.ready");
             s->next.phase = IFD_SERVED;
         }
     }

@@ -7,6 +7,7 @@
  * request r. latest: replies answer growing request numbers, and what lies between was superseded.
  * The same algorithms and orderings as ipc/src/requester.rs and client-rs/src/tickets.rs.
  */
+#include "failpoint.h"
 #include "internal.h"
 
 /* ---- what the worker says ---- */
@@ -84,6 +85,7 @@ static void release(struct inferd_session *s, uint64_t reply)
     }
     /* Release: our reads of the slots happen before; pairs with the Acquire in Responder::credit. */
     atomic_store_explicit(ifd_req_word(s, IFD_REQ_RELEASED), s->released, memory_order_release);
+    IFD_FAILPOINT("client.released");
     if (latest(s) && ifd_any_pending(s)) {
         ifd_ring_doorbell(s); /* the worker may sleep over a request that it had no room to answer */
     }
@@ -149,6 +151,7 @@ int ifd_absorb(struct inferd_session *s)
     while (has_room(s) && ifd_reply_ready(s)) {
         struct ifd_reply_header header;
         memcpy(&header, ifd_reply_slot(s, s->next_reply), sizeof header);
+        IFD_FAILPOINT("client.polled");
         const char *fault = arrive(s, &header);
         if (fault != NULL) {
             return ifd_peer_fault(s, fault);
@@ -272,6 +275,7 @@ int ifd_take_slot(struct inferd_session *s, uint64_t until_ns)
          * (pairs with the Acquire fence in Responder::confirm). */
         atomic_thread_fence(memory_order_release);
     }
+    IFD_FAILPOINT("client.begun");
     s->taken = true;
     return 0;
 }
@@ -356,9 +360,12 @@ static void publish(struct inferd_session *s, const struct inferd_submit_options
         s->abandoned[s->next_request % s->link.geometry.slots] = false;
     }
     ifd_streaming_store_fence();
+    IFD_FAILPOINT("client.header");
     /* Release: pairs with the Acquire load of `seq` in Responder::take. */
     atomic_store_explicit((_Atomic uint64_t *)(void *)slot, seq, memory_order_release);
+    IFD_FAILPOINT("client.published");
     atomic_store_explicit(ifd_req_word(s, IFD_REQ_PUBLISHED), seq, memory_order_release);
+    IFD_FAILPOINT("client.hinted");
     s->taken = false;
     s->reset_next = false;
     s->next_request = seq;

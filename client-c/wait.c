@@ -6,6 +6,7 @@
  * killed daemon rings no doorbell; after a hang-up the slot is looked at once more. Correct without
  * the slices: they only bound how late a death is noticed. The sleep handshake needs both SeqCst fences.
  */
+#include "failpoint.h"
 #include "internal.h"
 
 #include <linux/futex.h>
@@ -63,6 +64,7 @@ void ifd_ring_doorbell(struct inferd_session *s)
     /* The word changes before the wake, so that a waiter on its way to sleep does not. Only we write it. */
     _Atomic uint64_t *bell = ifd_req_word(s, IFD_REQ_DOORBELL);
     atomic_store_explicit(bell, atomic_load_explicit(bell, memory_order_relaxed) + 1, memory_order_release);
+    IFD_FAILPOINT("client.bell");
     futex_wake_one(bell);
 }
 
@@ -70,6 +72,7 @@ void ifd_ring_doorbell(struct inferd_session *s)
 static bool fall_asleep(struct inferd_session *s, uint64_t how)
 {
     atomic_store_explicit(ifd_req_word(s, IFD_REQ_SLEEPING), how, memory_order_relaxed);
+    IFD_FAILPOINT("client.asleep");
     /* SeqCst: pairs with the fence in Responder::wake_client. */
     atomic_thread_fence(memory_order_seq_cst);
     return !ifd_reply_ready(s) &&

@@ -143,6 +143,8 @@ def main() -> None:
     library, folder = Path(sys.argv[1]), Path(sys.argv[2])
     if not library.is_file():
         sys.exit(f"build_wheel: {library} is not built; run `make c`")
+    if b"INFERD_FAILPOINTS" in library.read_bytes():
+        sys.exit(f"build_wheel: {library} has failpoints, steps at which tests end a process; a wheel takes what `make c` builds")
     platform = platform_tag(library)
     with tempfile.TemporaryDirectory(prefix="inferd-wheel.") as scratch:
         wheel = build(library.resolve(), Path(scratch))

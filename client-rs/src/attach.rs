@@ -13,6 +13,7 @@ use crate::options::AttachOptions;
 use inferd_ipc::attach::{
     Attach, AttachStatus, Attached, Mapped, Ready, RecordFault, RecordKind, field, head, parse, text,
 };
+use inferd_ipc::failpoint;
 use inferd_ipc::fdpass;
 use inferd_ipc::layout::{Backing, Geometry};
 use inferd_ipc::limits::SPIN_US_MAX;
@@ -82,6 +83,7 @@ impl Handshake {
     ) -> Result<Handshake, Error> {
         let limit_ns = limit_ns(now_ns(), Some(timeout));
         let socket = connect_to(dir, patient_until_ns)?;
+        failpoint!("client.connected");
         let handshake = Handshake { model: model.clone(), socket, limit_ns, timeout, mapped: None };
         let wish = Attach {
             head: head(RecordKind::Attach, size_of::<Attach>()),
@@ -93,6 +95,7 @@ impl Handshake {
             clock_ns: now_ns(),
         };
         handshake.send(wish.as_bytes())?;
+        failpoint!("client.attach.sent");
         Ok(handshake)
     }
 
@@ -103,13 +106,17 @@ impl Handshake {
                 return Ok(Step::Waits(Box::new(self)));
             };
             self.check_status(attached.status, &attached.message)?;
+            failpoint!("client.attached");
             self.mapped = Some(Mapping::import(attached, fds)?);
+            failpoint!("client.mapped");
             self.send(Mapped { head: head(RecordKind::Mapped, size_of::<Mapped>()) }.as_bytes())?;
+            failpoint!("client.mapped.sent");
         }
         let Some((ready, _)) = self.receive::<Ready>(RecordKind::Ready)? else {
             return Ok(Step::Waits(Box::new(self)));
         };
         self.check_status(ready.status, &ready.message)?;
+        failpoint!("client.ready");
         let m = self.mapped.take().ok_or_else(|| Error::protocol("READY before ATTACHED"))?;
         Ok(Step::Attached(Box::new(Link::new(Parts {
             requester: m.requester,

@@ -11,6 +11,8 @@ pub mod baton;
 #[cfg(all(not(loom), feature = "control"))]
 pub mod control;
 #[cfg(not(loom))]
+pub mod failpoints;
+#[cfg(not(loom))]
 pub mod fdpass;
 #[cfg(not(loom))]
 pub mod fork;
@@ -32,3 +34,10 @@ pub mod sync;
 pub mod sys;
 #[cfg(all(not(loom), feature = "worker-records"))]
 pub mod worker_records;
+
+/// Marks a step at which a process may die, in builds that have the feature `failpoints`; nothing in this one.
+#[cfg(not(feature = "failpoints"))]
+#[macro_export]
+macro_rules! failpoint {
+    ($($step:tt)*) => {};
+}

@@ -4,6 +4,7 @@
 //! says that it sleeps. Replies appear in order and are released in order: credit is a count.
 //! This file knows nothing of sockets' life, tickets or time-outs; the client library does.
 
+use crate::failpoint;
 use crate::layout::{
     ASLEEP_FUTEX, ASLEEP_SOCKET, AWAKE, Geometry, HEADER_BYTES, Queue, REP_DOORBELL, REP_SLEEPING, REP_STATE,
     REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED, REQ_SLEEPING, REQUEST_RESET, ReplyHeader, RequestHeader, ServingState,
@@ -142,6 +143,7 @@ impl Requester {
         } else if self.next - self.released >= u64::from(self.geometry.slots) {
             return false;
         }
+        failpoint!("client.begun");
         self.begun = true;
         true
     }
@@ -199,9 +201,12 @@ impl Requester {
         // Before the header: the worker polls its line, and would steal it between header and `seq`.
         streaming_store_fence();
         self.request.copy_in(at + 8, &header.as_bytes()[8..]);
+        failpoint!("client.header");
         // Release: pairs with the Acquire load of `seq` in Responder::take.
         self.request.word(at).store(seq, Ordering::Release);
+        failpoint!("client.published");
         self.request_word(REQ_PUBLISHED).store(seq, Ordering::Release);
+        failpoint!("client.hinted");
         self.begun = false;
         self.next += 1;
         (seq - 1, self.wake_worker())
@@ -219,6 +224,7 @@ impl Requester {
                 let bell = self.request_word(REQ_DOORBELL);
                 // The word changes before the wake, so that a waiter on its way to sleep does not.
                 bell.store(bell.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+                failpoint!("client.bell");
                 self.request.futex_wake(self.geometry.request_base as usize + REQ_DOORBELL);
                 Ring::Done
             }
@@ -245,6 +251,7 @@ impl Requester {
         let mut bytes = [0; HEADER_BYTES];
         self.reply.copy_out(at, &mut bytes);
         let header = ReplyHeader::read_from_bytes(&bytes).unwrap_or_default();
+        failpoint!("client.polled");
         self.expected += 1;
         self.answered = header.request.saturating_add(1);
         Some((self.expected - 1, header))
@@ -282,6 +289,7 @@ impl Requester {
         self.released = count;
         // Release: our reads of the slots happen before; pairs with the Acquire in Responder::credit.
         self.request_word(REQ_RELEASED).store(count, Ordering::Release);
+        failpoint!("client.released");
         if self.latest && self.answered < self.next { self.wake_worker() } else { Ring::Done }
     }
 
@@ -315,6 +323,7 @@ impl Requester {
 
     fn fall_asleep(&self, how: u64) -> bool {
         self.request_word(REQ_SLEEPING).store(how, Ordering::Relaxed);
+        failpoint!("client.asleep");
         // SeqCst: pairs with the fence in Responder::wake_client.
         fence(Ordering::SeqCst);
         !self.reply_ready() && self.reply_word(REP_STATE).load(Ordering::Relaxed) == self.state

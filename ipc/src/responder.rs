@@ -5,6 +5,7 @@
 //! session. Cursors live in private memory and are rebuilt from the published replies alone, so a
 //! successor (a new worker, or the supervisor after a worker's certain exit) continues exactly there.
 
+use crate::failpoint;
 use crate::layout::{
     ASLEEP_FUTEX, ASLEEP_SOCKET, AWAKE, Geometry, HEADER_BYTES, Queue, REP_DOORBELL, REP_SLEEPING, REP_STATE,
     REPLY_RESET_PENDING, REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED, REQ_SLEEPING, REQUEST_FLAGS, REQUEST_RESET,
@@ -429,8 +430,10 @@ impl Responder {
         // Before the header: the client polls its line, and would steal it between header and `seq`.
         streaming_store_fence();
         self.reply.copy_in(at + 8, &header.as_bytes()[8..]);
+        failpoint!("reply.header");
         // Release: pairs with the Acquire in Requester::poll, and with a successor's in `rebuild`.
         self.reply.word(at).store(seq, Ordering::Release);
+        failpoint!("reply.published");
         self.next_reply = seq;
         self.next_request = request.number + 1;
         self.wake_client()
@@ -458,6 +461,7 @@ impl Responder {
             _ => {
                 let bell = self.reply_word(REP_DOORBELL);
                 bell.store(bell.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+                failpoint!("reply.bell");
                 self.reply.futex_wake(self.geometry.reply_base as usize + REP_DOORBELL);
                 Ring::Done
             }

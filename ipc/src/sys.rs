@@ -222,6 +222,13 @@ pub fn ignore_stop_signals() {
     }
 }
 
+/// Sends a signal to a process; 0 for the calling thread, where it comes before the call returns.
+#[cfg(feature = "failpoints")]
+pub(crate) fn send_signal(pid: u32, signal: i32) {
+    // SAFETY: no memory is passed.
+    unsafe { if pid == 0 { libc::raise(signal) } else { libc::kill(pid as libc::pid_t, signal) } };
+}
+
 /// Sets SCHED_FIFO at this priority for the calling thread.
 ///
 /// # Errors

@@ -17,6 +17,7 @@ use crate::session::Session;
 use crate::stats::Stats;
 use crate::{Fault, ModelError, contain, logs, pass_on, realtime, shadow};
 use inferd_ipc::baton::{self, Baton};
+use inferd_ipc::failpoint;
 use inferd_ipc::record::{self, RecordLayout};
 use inferd_ipc::region::RegionError;
 use inferd_ipc::worker_records::{Confine, FromWorker, Loaded, Loading, ModelSpec, ToWorker};
@@ -112,6 +113,7 @@ fn run_of(backends: Backends<'_>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     inferd_ipc::sys::ignore_stop_signals();
+    failpoint!("worker.started");
     logs::init();
     match work(backends) {
         Ok(code) => code,
@@ -137,6 +139,7 @@ fn install_panic_hook() {
 fn work(backends: Backends<'_>) -> Result<ExitCode, LinkError> {
     let mut link = Link::from_stdin(pass_on::handed())?;
     let (ToWorker::Load(spec), fds) = link.receive()? else { return Ok(ExitCode::FAILURE) };
+    failpoint!("worker.load");
     let _span = tracing::info_span!("worker", model = %spec.model, generation = spec.generation).entered();
     let confinement = Confinement::begin(spec.confine, backends.profile_before(&spec));
     if let Some(cpu) = spec.cpu {
@@ -167,7 +170,9 @@ fn work(backends: Backends<'_>) -> Result<ExitCode, LinkError> {
         Ok(policy) => policy,
         Err(error) => return refuse(&link, &error.to_string()),
     };
+    failpoint!("worker.loaded");
     link.send(&FromWorker::Loaded(loaded))?;
+    failpoint!("worker.loaded.sent");
     if spec.validate_only {
         return Ok(ExitCode::SUCCESS);
     }
@@ -220,6 +225,7 @@ fn load(spec: &ModelSpec, files: &mut Handed<'_>, backends: Backends<'_>) -> Res
     let socket = files.link.fd().try_clone_to_owned();
     let mut progress = |stage: &str| {
         if stage == "warming" {
+            failpoint!("worker.warming");
             inferd_ipc::sys::forget_cold_code();
         }
         let record = match stage.strip_prefix("warning: ") {
@@ -374,11 +380,13 @@ impl Control {
         let thread = std::thread::Builder::new().name("shadow".into());
         let begun = thread.spawn(move || {
             let told = mailbox.clone();
+            failpoint!("worker.shadow");
             let (report, policy) = bench.run(move |times| {
                 let mut progress = |done, of| told.report(Report::Shadowing { done, of });
                 (shadow::run(&mut policy, &reader, &layout, wanted, times, &mut progress), policy)
             });
             drop(bench);
+            failpoint!("worker.shadowed");
             mailbox.report(Report::Shadowed(Box::new(report), policy));
         });
         begun.map(drop).map_err(|source| RegionError::Os { what: "starting a thread for", bytes: 0, source })
@@ -422,7 +430,10 @@ impl Control {
                 // The executor begins while the session is mapped.
                 self.serve()?;
                 match Session::map(session, uid, geometry, state_bytes, backing, fds) {
-                    Ok(session) => self.mailbox.order(Order::Add(Box::new(session))),
+                    Ok(session) => {
+                        failpoint!("worker.session");
+                        self.mailbox.order(Order::Add(Box::new(session)));
+                    }
                     Err(error) => self.link.send(&FromWorker::SessionFault { session, fault: error.to_string() })?,
                 }
             }
@@ -443,7 +454,10 @@ impl Control {
                     return Ok(Some(refuse(&self.link, &format!("the shadow run: {error}"))?));
                 }
             }
-            ToWorker::Retire => return Ok(Some(ExitCode::SUCCESS)),
+            ToWorker::Retire => {
+                failpoint!("worker.retire");
+                return Ok(Some(ExitCode::SUCCESS));
+            }
             ToWorker::Stats => self.link.send(&FromWorker::Stats(self.stats.snapshot()))?,
             ToWorker::LogLevel { level } => {
                 if let Err(error) = logs::set_level(&level) {
@@ -459,7 +473,10 @@ impl Control {
 
     fn report(&mut self, report: Report) -> Result<(), LinkError> {
         match report {
-            Report::Taken => self.link.send(&FromWorker::Taken)?,
+            Report::Taken => {
+                self.link.send(&FromWorker::Taken)?;
+                failpoint!("worker.taken.sent");
+            }
             Report::Drained => self.link.send(&FromWorker::Drained)?,
             Report::Fault { session, fault } => self.link.send(&FromWorker::SessionFault { session, fault })?,
             Report::Warning(message) => {

@@ -13,6 +13,7 @@ use crate::step::{self, Stepper};
 use crate::turns::Turns;
 use crate::{realtime, sleep::Sleeper};
 use inferd_ipc::baton::Baton;
+use inferd_ipc::failpoint;
 use inferd_ipc::layout::{ServingState, Status};
 use inferd_ipc::responder::Answer;
 use inferd_ipc::sync::spin_hint;
@@ -83,9 +84,14 @@ impl Executor {
             self.await_grant();
             self.take_over();
             match self.serve() {
-                Ended::LetGo => self.baton.release(self.entry, self.ticket),
+                Ended::LetGo => {
+                    failpoint!("worker.letting.go");
+                    self.baton.release(self.entry, self.ticket);
+                    failpoint!("worker.released");
+                }
                 Ended::Drained => {
                     self.baton.release(self.entry, self.ticket);
+                    failpoint!("worker.drained");
                     self.mailbox.report(Report::Drained);
                     self.drained = true;
                 }
@@ -104,6 +110,7 @@ impl Executor {
                     self.apply_scheduling();
                     let gone = predecessor.is_none_or(|(e, t)| self.baton.wait_released(e, t, RELEASE_SLICE));
                     if gone {
+                        failpoint!("worker.granted");
                         return;
                     }
                 }
@@ -124,10 +131,12 @@ impl Executor {
     /// Continues every session exactly where its published replies end.
     fn take_over(&mut self) {
         self.baton.take(self.entry, self.ticket);
+        failpoint!("worker.taken");
         self.stepper.adopt_record();
         for i in 0..self.sessions.len() {
             self.adopt(i);
         }
+        failpoint!("worker.adopted");
         self.mailbox.report(Report::Taken);
     }
 
@@ -207,6 +216,7 @@ impl Executor {
                 Order::Look => {}
                 Order::Drain => {
                     if serving {
+                        failpoint!("worker.draining");
                         self.answer_everything();
                     } else {
                         self.mailbox.report(Report::Drained);
@@ -221,6 +231,7 @@ impl Executor {
     fn remove(&mut self, number: u64) {
         if let Some(i) = self.sessions.iter().position(|s| s.number == number) {
             let session = self.sessions.swap_remove(i);
+            failpoint!("worker.removed");
             self.sleeper.remove(&session);
             self.mailbox.report(Report::Gone(Box::new(session)));
         }
@@ -246,6 +257,7 @@ impl Executor {
             };
             // A client that lies now is about to lose its session anyway.
             let _ = session.rings.answer_all(answer, &mut ring);
+            failpoint!("worker.drain.answered");
         }
     }
 }

@@ -7,6 +7,7 @@
 use crate::mailbox::Mailbox;
 use crate::session::Session;
 use inferd_ipc::baton::{Baton, GRANT};
+use inferd_ipc::failpoint;
 use inferd_ipc::fdpass;
 use inferd_ipc::limits::FUTEX_WAITV_MAX;
 use inferd_ipc::sync::{Ordering, fence};
@@ -105,6 +106,7 @@ impl Sleeper {
         }
         // SeqCst: the sleeping words above are seen before we look below; pairs with the fence in Requester::wake_worker.
         fence(Ordering::SeqCst);
+        failpoint!("worker.asleep");
         let quiet = sessions.iter_mut().all(|s| s.dead || s.rings.quiet());
         let slept = quiet && !mailbox.pending() && seen.grant == ticket;
         if slept && waitv {

@@ -11,6 +11,7 @@ use crate::policy::Policy;
 use crate::session::Session;
 use crate::stats::Stats;
 use inferd_ipc::baton::{Baton, Running};
+use inferd_ipc::failpoint;
 use inferd_ipc::layout::{REPLY_LATE, REPLY_STATE_LOST, REPLY_STATE_RESET, Status};
 use inferd_ipc::limits::{FAULT_LOGS_PER_S, LATEST_RETRIES_MAX};
 use inferd_ipc::record::{Begun, Recorder};
@@ -139,6 +140,7 @@ impl Stepper {
                 return Outcome::Nothing;
             }
         };
+        failpoint!("worker.took");
         let t_start_ns = now_ns();
         if let Some(invalid) = request.invalid {
             self.log(session, &request, &invalid.to_string(), t_start_ns, mailbox);
@@ -178,8 +180,10 @@ impl Stepper {
     ) -> Outcome {
         let running = Running { session: session.number, request: request.number, since_ns: t_start_ns };
         self.baton.run_begins(self.entry, running);
+        failpoint!("worker.running");
         self.load_state(session, source);
         self.record_begun(&running, request.observation_id);
+        failpoint!("worker.recorded");
         if let Err(rejected) = self.policy.check_inputs() {
             self.log(session, request, &rejected.to_string(), t_start_ns, mailbox);
             let outcome = self.refuse(session, request, Status::Rejected, 0, t_start_ns);
@@ -190,10 +194,13 @@ impl Stepper {
             let outcome = self.refuse(session, request, Status::ModelError, 0, t_start_ns);
             return self.end(outcome, Status::ModelError, 0, now_ns() - t_start_ns);
         }
+        failpoint!("worker.ran");
         for (i, offset) in self.output_offsets.iter().enumerate() {
             session.rings.write(*offset, self.policy.output(i));
         }
+        failpoint!("worker.written");
         self.store_state(session);
+        failpoint!("worker.state.stored");
         let t_done_ns = now_ns();
         let late = request.deadline_ns != 0 && t_done_ns > request.deadline_ns;
         let reset = matches!(source, Source::Zero { flagged: true });
@@ -201,6 +208,7 @@ impl Stepper {
         let answer = Answer { status: Status::Ok, flags, t_start_ns, t_done_ns, generation: self.generation };
         let how = session.rings.publish(request, &answer);
         session.ring(how);
+        failpoint!("worker.rang");
         self.stats.reply(Status::Ok, flags, request.skipped);
         self.stats.run(request.t_submit_ns, t_start_ns, t_done_ns);
         if let Some(times) = self.policy.device_times() {
@@ -215,6 +223,7 @@ impl Stepper {
         self.record_ended(status, flags, run_ns);
         self.steps += 1;
         self.baton.run_ends(self.entry, self.steps);
+        failpoint!("worker.ended");
         outcome
     }
 
@@ -269,6 +278,7 @@ impl Stepper {
         let half = state.half(session.rings.step() + 1);
         for (k, offset) in self.policy.state_offsets().iter().enumerate() {
             state.write(half + *offset as usize, self.policy.state_out(k));
+            failpoint!("worker.state.part");
         }
     }
 

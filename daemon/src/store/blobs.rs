@@ -4,6 +4,7 @@
 //! fsync, rename, fsync of the folder. Who reads one computes its hash.
 
 use super::{Blob, ToKeep};
+use inferd_ipc::failpoint;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -73,6 +74,7 @@ pub fn keep(dir: &Path, file: ToKeep) -> Result<(), String> {
 /// The position of `from` is shared with workers, so that it is read by offset.
 fn copy(from: &File, bytes: u64, to: &Path) -> io::Result<()> {
     let mut to = File::options().create(true).truncate(true).write(true).mode(0o400).open(to)?;
+    failpoint!("daemon.store.opened", Err(io::ErrorKind::StorageFull.into()));
     let (mut chunk, mut at) = (vec![0; CHUNK_BYTES], 0);
     while at < bytes {
         let got = from.read_at(&mut chunk, at)?;
@@ -87,7 +89,9 @@ fn copy(from: &File, bytes: u64, to: &Path) -> io::Result<()> {
 
 /// Renames a written file into place, so that it survives a power cut.
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    failpoint!("daemon.store.renaming");
     fs::rename(from, to)?;
+    failpoint!("daemon.store.renamed");
     to.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
@@ -99,6 +103,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<(), String> {
     let partial = path.with_extension(&PARTIAL[1..]);
     let write = || {
         let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&partial)?;
+        failpoint!("daemon.store.text", Err(io::ErrorKind::StorageFull.into()));
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         rename(&partial, path)

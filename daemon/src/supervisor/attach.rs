@@ -14,6 +14,7 @@ use super::{Phase, Supervisor, Timer, clock_ns};
 use inferd_ipc::attach::{
     Attach, AttachStatus, Attached, Mapped, Ready, RecordFault, RecordKind, field, head, model_name, parse,
 };
+use inferd_ipc::failpoint;
 use inferd_ipc::fdpass::{self, Peer, Received};
 use inferd_ipc::layout::{Backing, Geometry, Queue, ServingState};
 use inferd_ipc::limits::{ATTACH_GRACE_MS, CLOCK_SKEW_MS_MAX, SESSIONS_PER_MODEL_MAX};
@@ -133,6 +134,7 @@ impl Supervisor {
         }
         self.connections.insert(id, Connection { socket, peer, progress: Progress::Connected });
         self.poller.after_ms(ATTACH_GRACE_MS, Timer::AttachGrace(id));
+        failpoint!("daemon.accepted");
     }
 
     /// A connection has something to read, or has ended.
@@ -208,8 +210,10 @@ impl Supervisor {
         let instance = self.instance.clone();
         let mut for_client = Vec::new();
         let begun = self.sessions.begin(peer.uid, model, region_bytes, |number| {
+            failpoint!("daemon.regions", Err((AttachStatus::NoResources, "a test wished it".to_owned())));
             let made = Regions::make(geometry, backing, &instance, number, generation, &signature)?;
             for_client = made.for_client;
+            failpoint!("daemon.made");
             Ok::<Parts, Refusal>(Parts { connection: id, pid: peer.pid, ..made.parts })
         });
         let number = begun.map_err(|error| match error {
@@ -232,6 +236,7 @@ impl Supervisor {
         connection.progress = Progress::Mapping(number);
         let borrowed: Vec<_> = for_client.iter().map(AsFd::as_fd).collect();
         let sent = fdpass::send(&connection.socket, record.as_bytes(), &borrowed);
+        failpoint!("daemon.attached");
         if sent.is_err() {
             self.hang_up(id, "it did not take ATTACHED");
         }
@@ -279,8 +284,10 @@ impl Supervisor {
         parse::<Mapped>(record, RecordKind::Mapped).map_err(|fault| (AttachStatus::BadRequest, fault.to_string()))?;
         let Some(session) = self.sessions.get(number) else { return Ok(()) };
         let (model_id, parts) = (session.model, &session.parts);
+        failpoint!("daemon.seal");
         region::seal_request(parts.request.as_fd(), parts.geometry.request_bytes, parts.backing)
             .map_err(|error| (AttachStatus::BadRegion, error.to_string()))?;
+        failpoint!("daemon.sealed");
         if self.phase == Phase::Draining {
             return Err((AttachStatus::ShuttingDown, "the daemon is shutting down; attach again later".to_owned()));
         }
@@ -299,10 +306,12 @@ impl Supervisor {
         for worker in workers {
             self.send_session(worker, number, None);
         }
+        failpoint!("daemon.handed");
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
         connection.progress = Progress::Ready(number);
         let peer = connection.peer;
         send_ready(&connection.socket, AttachStatus::Ok, "");
+        failpoint!("daemon.ready");
         if let Some(model) = self.models.get(&model_id) {
             tracing::info!(session = number, model = %model.name, uid = peer.uid, pid = peer.pid, "session begins");
         }
@@ -370,6 +379,7 @@ impl Supervisor {
     /// Takes a session back from everybody.
     fn reap(&mut self, number: u64, why: &str) {
         let Some(session) = self.sessions.end(number) else { return };
+        failpoint!("daemon.reap");
         let parts = session.parts;
         if session.ready {
             let knows = |w: &super::workers::Worker| w.model == Some(session.model) && w.knows_sessions();
@@ -399,6 +409,7 @@ impl Supervisor {
                 if self.lingering.is_empty() {
                     self.poller.after_ms(LINGERING_MS, Timer::Lingering);
                 }
+                failpoint!("daemon.reaped");
                 self.lingering.push(Lingering { session: number, request, reply, reply_bytes, since: Instant::now() });
             }
             // Without /proc or descriptors there is no way to look: the charge is dropped rather than kept for ever.
@@ -415,6 +426,7 @@ impl Supervisor {
             if held {
                 youngest = youngest.min(ended.since.elapsed());
             } else {
+                failpoint!("daemon.freed");
                 // A worker may have finished a step after the first punch.
                 region::punch(ended.reply.as_fd(), ended.reply_bytes);
                 sessions.released(ended.session);

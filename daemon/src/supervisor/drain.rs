@@ -7,6 +7,7 @@
 use super::models::{Model, ModelState, Stage};
 use super::{Phase, Supervisor, Timer};
 use inferd_ipc::control::StatsAnswer;
+use inferd_ipc::failpoint;
 use inferd_ipc::limits::{RECOVERY_SWEEP_MS, WORKER_EXIT_MS};
 use inferd_ipc::worker_records::ToWorker;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ impl Supervisor {
         self.phase = Phase::Draining;
         let within = Duration::from_millis(self.config.daemon.drain_ms + WORKER_EXIT_MS);
         self.notify.stopping(self.failure.as_deref().unwrap_or("draining"), within);
+        failpoint!("daemon.draining");
         self.accept_attaches();
         self.poller.after_ms(self.config.daemon.drain_ms, Timer::DrainEnd);
         let jobs: Vec<u64> = self.staging.keys().copied().collect();
@@ -43,6 +45,7 @@ impl Supervisor {
                 None => self.begin_recovery(id, None),
             }
         }
+        failpoint!("daemon.drain.told");
         self.look_whether_drained();
     }
 
@@ -73,6 +76,7 @@ impl Supervisor {
         if !self.workers.is_empty() {
             return;
         }
+        failpoint!("daemon.drained");
         // What a client published before it saw the state word is answered by the sweeps of this time.
         let settle = Duration::from_millis(if self.sessions.count() > 0 { SETTLE_MS } else { 0 });
         let settled = *self.drained_at.get_or_insert_with(Instant::now) + settle;
@@ -80,6 +84,7 @@ impl Supervisor {
             return self.poller.after(settle, Timer::DrainLook);
         }
         self.end_everybody();
+        failpoint!("daemon.ended");
         if self.answers_written() {
             self.phase = Phase::Over;
         } else {
@@ -130,6 +135,7 @@ impl Supervisor {
             self.models.values().filter(|model| model.live.is_none()).map(|model| model.name.as_str()).collect();
         let status = self.status_line(&StatsAnswer::new());
         tracing::info!(ready_ms = after.as_millis() as u64, models = self.models.len(), ?missing, dir = %self.runtime_dir.display(), "ready");
+        failpoint!("daemon.started");
         self.notify.ready(&status);
         self.accept_attaches();
     }

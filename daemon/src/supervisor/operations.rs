@@ -17,6 +17,7 @@ use crate::staging::{StageDone, StageFile, Staged};
 use crate::store::{Blob, Entry};
 use inferd_ipc::baton;
 use inferd_ipc::control::{ReloadAnswer, SessionGap, ValidateAnswer, Verdict, code};
+use inferd_ipc::failpoint;
 use inferd_ipc::limits::{MODEL_FILES_MAX, MODELS_MAX, REGION_BYTES_MAX};
 use inferd_ipc::worker_records::{Loaded, Loading, ToWorker};
 use std::cell::RefCell;
@@ -165,6 +166,7 @@ impl Supervisor {
         model.operation = Some(Operation::begin(&order, &config));
         tracing::info!(model = %model.name, path = %config.path.display(), cause = order.cause.name(), "making the next generation");
         self.tell_progress(id, "staging", None);
+        failpoint!("daemon.stage");
         let found = match &order.stored {
             Some(entry) => self.stored_origin(entry),
             None => configured_origin(&config),
@@ -197,6 +199,7 @@ impl Supervisor {
     /// A staging job has ended.
     pub(super) fn on_staged(&mut self, done: StageDone) {
         let Some(what) = self.staging.remove(&done.id) else { return };
+        failpoint!("daemon.staged");
         match (what, done.result) {
             (Staging::Model { model, config, origin }, Ok(staged)) => {
                 if let Some(operation) = self.models.get_mut(&model).and_then(|model| model.operation.as_mut()) {

@@ -10,6 +10,7 @@ use super::restarts::Verdict;
 use super::workers::Purpose;
 use super::{Phase, Supervisor, Timer, clock_ns};
 use inferd_ipc::baton::Running;
+use inferd_ipc::failpoint;
 use inferd_ipc::fdpass;
 use inferd_ipc::layout::{REPLY_STATE_LOST, ServingState, Status};
 use inferd_ipc::limits::RECOVERY_SWEEP_MS;
@@ -58,6 +59,7 @@ impl Stand {
     }
 
     fn answer_running(&mut self, running: Running, generation: u32) -> Result<(), String> {
+        failpoint!("daemon.lost");
         let answer = self.answer(Status::WorkerLost, running.since_ns, generation);
         let ring = self.responder.answer_lost(running.request, &answer).map_err(|fault| fault.to_string())?;
         if let Some(ring) = ring {
@@ -146,6 +148,7 @@ impl Supervisor {
             }
         }
         self.show_state(id);
+        failpoint!("daemon.recovering");
         self.sweep(id);
     }
 
@@ -197,6 +200,7 @@ impl Supervisor {
     /// A last sweep, then the sessions are the next worker's alone.
     pub(super) fn end_recovery(&mut self, id: u64) {
         self.sweep(id);
+        failpoint!("daemon.recovered");
         if let Some(model) = self.models.get_mut(&id) {
             model.recovery.responders.clear();
         }
@@ -244,6 +248,7 @@ impl Supervisor {
         let due = model.state == ModelState::Recovering && model.restarts.total() == deaths;
         let Some(live) = model.live.as_ref().filter(|_| due && model.recovery.worker.is_none()) else { return };
         let generation = Rc::clone(&live.generation);
+        failpoint!("daemon.restart");
         match self.launch(id, generation, Purpose::Restart) {
             Ok(worker) => {
                 if let Some(model) = self.models.get_mut(&id) {

@@ -77,6 +77,7 @@ fn prepare(options: Options) -> Result<Supervisor, StartError> {
     let signals = super::signals::Signals::install().map_err(kernel("signal handlers"))?;
     raise_descriptor_limit();
     let sockets = super::sockets::Sockets::open(&paths, &config.daemon.attach_socket, &config.daemon.control_socket)?;
+    inferd_ipc::failpoint!("daemon.starting");
     let instance = instance(&paths.dir);
     let swept = inferd_ipc::region::sweep(&instance);
     if swept > 0 {

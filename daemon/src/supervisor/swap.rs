@@ -12,6 +12,7 @@ use super::workers::{Purpose, Worker};
 use super::{Phase, Supervisor, Timer, clock_ns};
 use crate::config::KeepPrevious;
 use crate::manifest::OnReload;
+use inferd_ipc::failpoint;
 use inferd_ipc::limits::SWAP_MS;
 use inferd_ipc::state::{self, Condition};
 use inferd_ipc::worker_records::ToWorker;
@@ -93,6 +94,7 @@ impl Supervisor {
         let target = Held { record, ..target };
         model.swap = Some(Swap { to, target, from, states, state, granted: None, granted_ns: 0 });
         self.end_recovery(id);
+        failpoint!("daemon.swap");
         self.grant(id, warm);
     }
 
@@ -175,10 +177,12 @@ impl Supervisor {
         // A rollback takes a worker back that may have taken over before: the time of that swap is not this one's.
         self.poller.cancel(|timer| matches!(timer, Timer::Swap { model, .. } if *model == id));
         model.baton.grant(ticket);
+        failpoint!("daemon.granted");
         self.tell(to, &ToWorker::Take { predecessor }, &[]);
         if let Some(from) = from {
             self.tell(from, &ToWorker::LetGo, &[]);
         }
+        failpoint!("daemon.told");
         self.poller.after_ms(wait_ms, Timer::Swap { model: id, to });
     }
 
@@ -194,6 +198,7 @@ impl Supervisor {
     fn commit_swap(&mut self, id: u64) {
         let Some(model) = self.models.get_mut(&id) else { return };
         let Some(swap) = model.swap.take() else { return };
+        failpoint!("daemon.taken");
         self.poller.cancel(|timer| matches!(timer, Timer::Swap { model, .. } if *model == id));
         let swap_us = swap.granted.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e6);
         let before = model.live.replace(swap.target);
@@ -229,6 +234,7 @@ impl Supervisor {
             self.set_expendable(swap.to, false);
         }
         self.keep_or_retire(id, swap.from, before);
+        failpoint!("daemon.kept");
         self.drop_needless_restart(id);
         self.arm_watch();
         if operation_done {

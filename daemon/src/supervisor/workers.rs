@@ -10,7 +10,7 @@ use super::poller::{Poller, Token};
 use super::{Supervisor, Timer};
 use inferd_ipc::limits::{WORKER_EXIT_MS, WORKER_RECORD_BYTES_MAX};
 use inferd_ipc::worker_records::{FromWorker, Loaded, ToWorker, WorkerRecordError, decode, encode};
-use inferd_ipc::{fdpass, sys};
+use inferd_ipc::{failpoint, fdpass, sys};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -249,6 +249,7 @@ impl Supervisor {
             model = %worker.generation.config.name, generation = worker.generation.number, pid = worker.pid(), purpose = ?worker.purpose, "worker started"
         );
         self.workers.insert(id, worker);
+        failpoint!("daemon.launched");
         self.poller.after_ms(load_ms, Timer::Load(id));
         Ok(id)
     }
@@ -280,6 +281,7 @@ impl Supervisor {
         }
         worker.enter(Stage::Retiring);
         self.tell(id, &ToWorker::Retire, &[]);
+        failpoint!("daemon.retiring");
         self.poller.after_ms(WORKER_EXIT_MS, Timer::Exit(id));
     }
 
@@ -332,9 +334,15 @@ impl Supervisor {
         match record {
             FromWorker::Progress { stage } => self.on_progress(id, &stage),
             FromWorker::NeedFile { name } => self.on_need_file(id, &name),
-            FromWorker::Loaded(loaded) => self.on_loaded(id, loaded),
+            FromWorker::Loaded(loaded) => {
+                failpoint!("daemon.loaded");
+                self.on_loaded(id, loaded);
+            }
             FromWorker::Shadowing { done, of } => self.on_shadowing(id, done, of),
-            FromWorker::Shadowed(report) => self.on_shadowed(id, report),
+            FromWorker::Shadowed(report) => {
+                failpoint!("daemon.shadowed");
+                self.on_shadowed(id, report);
+            }
             FromWorker::Refused { message } => {
                 tracing::warn!(model = %name, generation, %message, "the model was refused");
                 worker.last_words = Some(message);
@@ -369,6 +377,7 @@ impl Supervisor {
             Err(_) => None,
         };
         let Some(worker) = self.workers.remove(&id) else { return };
+        failpoint!("daemon.worker.gone");
         self.poller.remove(&worker.pidfd);
         if !worker.ended {
             self.poller.remove(&worker.socket);
