@@ -48,6 +48,17 @@ impl Control {
         }
     }
 
+    /// Sends a command, whose answer nobody may live to give.
+    ///
+    /// # Panics
+    /// When the daemon does not listen.
+    pub fn send(&mut self, command: &Command) {
+        let mut request = serde_json::to_value(command).expect("a command is JSON");
+        request["jsonrpc"] = "2.0".into();
+        request["id"] = 7.into();
+        self.raw(format!("{request}\n").as_bytes()).expect("the daemon listens");
+    }
+
     /// Sends a command and waits for its answer; progress on the way is collected.
     ///
     /// # Errors
@@ -56,13 +67,10 @@ impl Control {
     /// # Panics
     /// When the daemon hangs up or does not speak JSON-RPC.
     pub fn call_with_progress(&mut self, command: &Command) -> (Vec<Value>, Result<Value, RpcError>) {
-        let mut request = serde_json::to_value(command).expect("a command is JSON");
-        request["jsonrpc"] = "2.0".into();
-        request["id"] = 7.into();
-        self.raw(format!("{request}\n").as_bytes()).expect("the daemon listens");
+        self.send(command);
         let mut progress = Vec::new();
         loop {
-            let message = self.message().unwrap_or_else(|| panic!("the daemon hung up on {request}"));
+            let message = self.message().unwrap_or_else(|| panic!("the daemon hung up on {command:?}"));
             if message.method.as_deref() == Some("progress") {
                 progress.push(message.params.unwrap_or_default());
                 continue;

@@ -35,13 +35,14 @@ pub struct DaemonConfig {
     models: Vec<Model>,
     sections: Vec<(String, String)>,
     env: Vec<(String, String)>,
+    programs: Option<PathBuf>,
 }
 
 impl DaemonConfig {
     /// No models yet.
     #[must_use]
     pub fn new(backing: Backing) -> DaemonConfig {
-        DaemonConfig { backing, models: Vec::new(), sections: Vec::new(), env: Vec::new() }
+        DaemonConfig { backing, models: Vec::new(), sections: Vec::new(), env: Vec::new(), programs: None }
     }
 
     /// Adds a model.
@@ -62,6 +63,13 @@ impl DaemonConfig {
     #[must_use]
     pub fn env(mut self, key: &str, value: &str) -> DaemonConfig {
         self.env.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Takes daemon and worker from this folder.
+    #[must_use]
+    pub fn programs(mut self, dir: PathBuf) -> DaemonConfig {
+        self.programs = Some(dir);
         self
     }
 
@@ -182,7 +190,9 @@ impl Daemon {
                 command
             }
             None => {
-                let mut command = Command::new(places::program("inferd"));
+                let program =
+                    self.config.programs.as_ref().map_or_else(|| places::program("inferd"), |dir| dir.join("inferd"));
+                let mut command = Command::new(program);
                 command.arg("--config").arg(self.config_file()).arg("--runtime-dir").arg(self.runtime_dir());
                 command
             }
@@ -380,18 +390,26 @@ impl Daemon {
         }
     }
 
+    /// Waits for the end of a daemon that dies, and of its workers.
+    ///
+    /// # Panics
+    /// When it does not end in time, or a worker outlives it.
+    pub fn died(&mut self, limit: Duration) -> ExitStatus {
+        let workers = process::children(self.pid());
+        let status = self.wait_exit(limit);
+        within(Duration::from_secs(2), "a worker never outlives its supervisor", || {
+            !workers.iter().any(|pid| process::is_alive(*pid))
+        });
+        status
+    }
+
     /// SIGKILLs the daemon and waits until it and its workers are gone.
     ///
     /// # Panics
     /// When a worker outlives it.
     pub fn kill(&mut self) {
-        let workers = process::children(self.pid());
         self.signal(Signal::SIGKILL);
-        let mut child = self.child.take().expect("the daemon runs");
-        child.wait().expect("a child can be waited for");
-        within(Duration::from_secs(2), "a worker never outlives its supervisor", || {
-            !workers.iter().any(|pid| process::is_alive(*pid))
-        });
+        self.died(STOP_TIME);
     }
 
     /// Stops it with SIGTERM and requires exit 0 and that nothing is left.
@@ -465,7 +483,7 @@ impl Daemon {
                 return;
             }
             assert!(Instant::now() < end, "not back at {baseline:#?} but at {now:#?}");
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 

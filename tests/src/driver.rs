@@ -9,9 +9,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A client library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,17 @@ impl Driver {
     pub fn start_as(uid: u32, gid: u32, program: &Path, runtime_dir: &Path) -> Driver {
         let mut command = Command::new("setpriv");
         command.args([&format!("--reuid={uid}"), &format!("--regid={gid}"), "--clear-groups", "--"]).arg(program);
+        Driver::spawn(command, runtime_dir)
+    }
+
+    /// The same, with one more variable in its environment.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_with(program: &Path, runtime_dir: &Path, variable: &str, value: &Path) -> Driver {
+        let mut command = Command::new(program);
+        command.env(variable, value);
         Driver::spawn(command, runtime_dir)
     }
 
@@ -181,6 +192,18 @@ impl Driver {
     /// When it is gone.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid()), signal).expect("the driver lives");
+    }
+
+    /// Waits for the end of a driver that dies by itself; none when it does not within `limit`.
+    pub fn died(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let end = Instant::now() + limit;
+        loop {
+            match self.child.try_wait() {
+                Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_micros(500)),
+                Ok(status) => return status,
+                Err(_) => return None,
+            }
+        }
     }
 
     /// Kills the driver and waits for its end.

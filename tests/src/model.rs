@@ -26,6 +26,8 @@ pub struct Model {
     pub options: BTreeMap<String, String>,
     /// Lines at the top of the manifest.
     pub top: Vec<String>,
+    /// A file beside the manifest, which echo does not look at.
+    pub weights: Option<Vec<u8>>,
 }
 
 fn tensor(dtype: &str, shape: &[u64]) -> String {
@@ -45,6 +47,7 @@ impl Model {
             state: Vec::new(),
             options: BTreeMap::new(),
             top: Vec::new(),
+            weights: None,
         }
         .config("backend", "\"echo\"")
     }
@@ -135,6 +138,14 @@ impl Model {
         self
     }
 
+    /// Gives the model a file: its bytes are staged, handed over and stored like any other's.
+    #[must_use]
+    pub fn weights(mut self, bytes: &[u8]) -> Model {
+        self.top.retain(|line| !line.starts_with("file ="));
+        self.weights = Some(bytes.to_owned());
+        self.top("file = \"weights.bin\"")
+    }
+
     /// The manifest's text.
     #[must_use]
     pub fn manifest(&self) -> String {
@@ -168,6 +179,9 @@ impl Model {
         let folder = dir.join(&self.name);
         std::fs::create_dir_all(&folder).expect("a folder for the model");
         std::fs::write(folder.join("model.toml"), self.manifest()).expect("a manifest");
+        if let Some(bytes) = &self.weights {
+            std::fs::write(folder.join("weights.bin"), bytes).expect("the model's file");
+        }
         folder
     }
 
