@@ -26,12 +26,12 @@ export TORCH ORT LIBTORCH
 LOGS=$CARGO_TARGET_DIR/test-logs
 ALLOWED=tests/allowed-skips.txt
 
-# Seconds that a suite may run where the default does not fit; building is not part of it, save for lint and loom.
+# Seconds that a suite may run where the default does not fit; building is not part of it, save for lint, loom and mutations.
 budget_of() {
     case $1 in
     loom) budget=900 ;;
     lint) budget=900 ;;
-    systemd) budget=600 ;;
+    systemd | mutations) budget=600 ;;
     *) budget=$BUDGET_S ;;
     esac
     # A campaign's scenarios end after CAMPAIGN_S seconds each, by themselves.
@@ -40,7 +40,7 @@ budget_of() {
 }
 
 suites() {
-    printf '%s\n' tree lint units docs loom client-c client-py torch-units walk guides systemd
+    printf '%s\n' tree lint units docs loom client-c client-py torch-units walk guides systemd mutations
     # A test is a file, or a folder with a main.rs.
     for file in */tests/*.rs */tests/*/main.rs; do
         case $file in
@@ -60,6 +60,7 @@ run_suite() {
     client-c) make -C client-c test BUILD="$CARGO_TARGET_DIR/client-c-tests" ;;
     client-py | walk | guides) $PYTHON client-py/tests/run.py "$1" ;;
     systemd) bash tests/systemd/run.sh ;;
+    mutations) $PYTHON scripts/mutation_check.py "$([ -n "$INFERD_CAMPAIGN" ] && echo --all || echo --rotate)" ;;
     units) $CARGO test --release --locked --workspace --lib --bins --examples -- --show-output ;;
     docs) $CARGO test --release --locked --workspace --doc -- --show-output ;;
     torch-units)
@@ -74,7 +75,7 @@ run_suite() {
 summary_of() {
     awk '
         /^test result: / { results++; passed += $4; failed += $6 }
-        /^(client-c|client-py|walk|guides|systemd): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
+        /^(client-c|client-py|walk|guides|systemd|mutations): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
         /^successes:$/ { within = 1 }
         /^failures:$/ { within = 0; test = "" }
         within && /^---- .* stdout ----$/ { test = $2 }

@@ -261,6 +261,28 @@ fn the_baton_hands_over_everything_that_was_published() {
 }
 
 #[test]
+fn who_sees_a_release_sees_every_reply_before_it() {
+    model(|| {
+        let s = session(1, Queue::InOrder);
+        let baton = Baton::new(Mem::heap(BATON_BYTES as usize / 8));
+        let (mut client, mut old, mut new) = (s.client(), s.worker(), s.worker());
+        submit(&mut client, 1);
+        let predecessor = thread::spawn({
+            let baton = baton.clone();
+            move || {
+                assert_eq!(serve(&mut old), Some(1));
+                baton.release(0, 1);
+            }
+        });
+        if baton.released(0) == 1 {
+            new.rebuild().unwrap();
+            assert_eq!(new.next_request(), 1, "the successor goes on behind it");
+        }
+        predecessor.join().unwrap();
+    });
+}
+
+#[test]
 fn a_recorded_step_is_read_whole_or_not_at_all() {
     model(|| {
         let tensor = |name| vec![TensorSpec::new(name, DType::U64, &[1])];

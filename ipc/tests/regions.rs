@@ -132,6 +132,20 @@ fn a_mapping_that_outlives_its_session_is_noticed() {
 }
 
 #[test]
+fn an_offset_outside_the_mapping_panics_instead_of_reaching_beyond() {
+    let mem = inferd_ipc::mem::Mem::heap(4096);
+    let panics = |access: &dyn Fn(&inferd_ipc::mem::Mem)| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| access(&mem))).is_err()
+    };
+    assert!(!panics(&|mem| mem.copy_out(4088, &mut [0; 8])), "the last word");
+    assert!(panics(&|mem| mem.copy_out(4089, &mut [0; 8])));
+    assert!(panics(&|mem| mem.copy_out(usize::MAX, &mut [0; 8])));
+    assert!(panics(&|mem| mem.copy_in(4096, &[0; 1])));
+    assert!(panics(&|mem| mem.word(4096).store(1, Ordering::Relaxed)));
+    assert!(panics(&|mem| mem.word(4).store(1, Ordering::Relaxed)), "unaligned");
+}
+
+#[test]
 fn the_signature_is_read_back_from_the_reply_region() {
     let tensor = |n: &str| vec![TensorSpec::new(n, DType::F32, &[1, 45])];
     let signature = Signature { inputs: tensor("obs"), outputs: tensor("action"), stateful: false };
