@@ -41,7 +41,7 @@ pub use inferd_ipc::{
 };
 #[cfg(feature = "admin")]
 pub use inferd_ipc::{
-    control,
+    control, npy,
     record::{RecordLayout, RecordedStep},
     worker_records::{OutputDifference, ShadowReport, StageStats},
 };

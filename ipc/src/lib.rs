@@ -19,6 +19,8 @@ pub mod fork;
 pub mod layout;
 pub mod limits;
 pub mod mem;
+#[cfg(not(loom))]
+pub mod npy;
 #[cfg(any(loom, feature = "worker-records"))]
 pub mod record;
 #[cfg(not(loom))]

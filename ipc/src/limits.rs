@@ -70,6 +70,10 @@ pub const OPTIONS_MAX: usize = 64;
 pub const MODEL_FILE_NAME_BYTES_MAX: usize = 255;
 /// Most golden pairs of a manifest.
 pub const GOLDEN_PAIRS_MAX: usize = 16;
+/// Longest header of an npy array in a recording; NumPy's own limit.
+pub const NPY_HEADER_BYTES_MAX: u64 = 10_000;
+/// Most elements that the header of an npy array may name, before its bytes are counted.
+pub const NPY_ELEMENTS_MAX: u64 = 1 << 48;
 /// A worker must report a loaded and warmed model within this time, unless configured.
 pub const LOAD_MS_DEFAULT: u64 = 120_000;
 /// Longest `load_ms`.
@@ -233,6 +237,8 @@ table!(
     OPTIONS_MAX,
     MODEL_FILE_NAME_BYTES_MAX,
     GOLDEN_PAIRS_MAX,
+    NPY_HEADER_BYTES_MAX,
+    NPY_ELEMENTS_MAX,
     LOAD_MS_DEFAULT,
     LOAD_MS_MAX,
     WARM_UP_MS_MAX,

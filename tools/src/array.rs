@@ -5,7 +5,7 @@
 //! while reading. Nothing is read that nobody asked for, and no length in a file is believed before
 //! it was compared with [`ARRAY_BYTES_MAX`] and with the bytes that came.
 
-use inferd_client::{DType, TensorSpec};
+use inferd_client::{DType, TensorSpec, npy};
 use npyz::{DType as NpyDType, Endianness, NpyHeader, Order, TypeChar};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -141,9 +141,8 @@ pub fn npy_header(dtype: DType, shape: &[u64]) -> Vec<u8> {
 
 fn parse(mut from: impl Read, label: String) -> Result<Array, ArrayError> {
     let refuse = |what: String| ArrayError::Format { path: label.clone(), what };
-    // The parser multiplies the dimensions unchecked: a damaged header must not end the program.
-    let header = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| NpyHeader::from_reader(&mut from)))
-        .map_err(|_| refuse("the header's shape is impossible; the file is damaged".into()))?
+    let header = npy::checked(&mut from)
+        .and_then(NpyHeader::from_reader)
         .map_err(|e| refuse(format!("not an npy file ({e}); write it with numpy.save")))?;
     let (dtype, swap) = element_type(&header.dtype()).map_err(&refuse)?;
     let shape = header.shape().to_vec();

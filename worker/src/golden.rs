@@ -13,6 +13,7 @@ use crate::{Fault, ModelError};
 use half::{bf16, f16};
 use inferd_ipc::layout::Status;
 use inferd_ipc::limits::{GOLDEN_PAIRS_MAX, TENSOR_BYTES_MAX};
+use inferd_ipc::npy;
 use inferd_ipc::signature::{DType, TensorSpec};
 use inferd_ipc::worker_records::{GoldenPair, ModelSpec};
 use npyz::{NpyFile, Order, TypeChar};
@@ -77,7 +78,7 @@ impl Recording {
             }
             let entry =
                 archive.by_name(&format!("{array_name}.npy")).map_err(|e| fault(format!("{array_name}: {e}")))?;
-            let file = NpyFile::new(entry).map_err(|e| fault(format!("{array_name}: {e}")))?;
+            let file = npy::checked(entry).and_then(NpyFile::new).map_err(|e| fault(format!("{array_name}: {e}")))?;
             let read = read_array(file);
             // Only a dump's: other recordings may mean something else by the name.
             let is_dumps = |a: &Array| a.dtype == DType::U32 && a.shape.len() == 1;
