@@ -242,14 +242,14 @@ impl Config {
     /// Everything that is wrong, not only the first.
     pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, ConfigErrors> {
         let (files, mut errors) = files::list(path);
-        let mut reading = sections::Reading::default();
+        let mut documents = Vec::new();
         for file in files {
             match reader::Document::read(&file) {
-                Ok(document) => reading.file(&document, &mut errors),
+                Ok(document) => documents.push(document),
                 Err(error) => errors.push(error),
             }
         }
-        let mut config = reading.finish(&mut errors);
+        let mut config = sections::read(documents, &mut errors);
         // Clients look at the same variable, so it wins over the files; the command line wins over both.
         let variable = crate::paths::variable;
         if let Some(dir) = overrides.runtime_dir.clone().or_else(|| variable("INFERD_RUNTIME_DIR")) {
@@ -261,6 +261,17 @@ impl Config {
         if let Some(dir) = overrides.state_dir.clone() {
             config.daemon.state_dir = Some(dir);
         }
+        ConfigErrors::check(errors)?;
+        Ok(config)
+    }
+
+    /// The configuration of these documents, each on top of those before it; neither environment nor command line counts.
+    ///
+    /// # Errors
+    /// Everything that is wrong, not only the first.
+    pub fn parse(documents: impl IntoIterator<Item = reader::Document>) -> Result<Config, ConfigErrors> {
+        let mut errors = Vec::new();
+        let config = sections::read(documents, &mut errors);
         ConfigErrors::check(errors)?;
         Ok(config)
     }

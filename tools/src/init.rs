@@ -4,8 +4,8 @@
 //! cannot say stands there as a comment, to be filled in: units, normalisation, limits, golden pairs. An existing
 //! manifest is never overwritten. The skeleton of an ONNX file loads as it is, unless the file leaves an axis open.
 
-mod onnx;
-mod torchscript;
+pub mod onnx;
+pub mod torchscript;
 
 use crate::cli::InitArgs;
 use crate::failure::Failure;

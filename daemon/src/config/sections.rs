@@ -18,10 +18,19 @@ pub(super) const SOCKET_MODE_DEFAULT: u32 = 0o660;
 
 /// A configuration while its files are read.
 #[derive(Debug, Default)]
-pub(super) struct Reading {
+struct Reading {
     config: Config,
     attach_group_named: bool,
     control_group_named: bool,
+}
+
+/// Reads documents, each on top of those before it.
+pub(super) fn read(documents: impl IntoIterator<Item = Document>, errors: &mut Vec<ConfigError>) -> Config {
+    let mut reading = Reading::default();
+    for document in documents {
+        reading.file(&document, errors);
+    }
+    reading.finish(errors)
 }
 
 impl Reading {

@@ -268,12 +268,9 @@ fn backend_names_cannot_leave_the_worker_folder() {
 proptest::proptest! {
     #[test]
     fn no_text_makes_the_reader_panic(text in "(\\[[a-z.\"]{0,12}\\]\n|[a-z_]{1,12} = [-0-9a-z\"\\[\\]{},.:ü]{0,12}\n|\\PC{0,8}){0,12}") {
-        let mut errors = Vec::new();
         let document = reader::Document::from_text(Path::new("f"), &text);
-        let mut reading = sections::Reading::default();
-        reading.file(&document, &mut errors);
-        let _ = reading.finish(&mut errors);
         let _ = crate::manifest::Manifest::parse(&document);
+        let _ = Config::parse([document]);
     }
 }
 
