@@ -228,6 +228,64 @@ fn a_worker_without_credit_is_woken_by_the_release() {
 }
 
 #[test]
+fn a_worker_on_its_way_to_sleep_does_not_miss_what_replaces_a_withdrawn_request() {
+    model(|| {
+        let s = session(1, Queue::Latest);
+        let (mut client, mut worker) = (s.client(), s.worker());
+        submit(&mut client, 1);
+        let client = thread::spawn(move || {
+            submit(&mut client, 2);
+            client
+        });
+        let mut served = Vec::new();
+        while served.last() != Some(&2) {
+            match serve(&mut worker) {
+                Some(value) => served.push(value),
+                // Between withdrawing and publishing there is nothing to take, and the one slot has no reply to wait for.
+                None if served.is_empty() => sleep(&mut worker),
+                // The credit for a second reply comes with the first one's release.
+                None => break,
+            }
+        }
+        let mut client = client.join().unwrap();
+        if served == [1] {
+            assert_eq!(read(&mut client), Some(1));
+            assert_eq!(serve(&mut worker), Some(2));
+        }
+    });
+}
+
+#[test]
+fn a_client_asleep_across_a_swap_is_woken_by_the_successor() {
+    model(|| {
+        let s = session(2, Queue::InOrder);
+        let baton = Baton::new(Mem::heap(BATON_BYTES as usize / 8));
+        let (mut client, mut new) = (s.client(), s.worker());
+        baton.grant(1);
+        submit(&mut client, 1);
+        baton.grant(2);
+        let old = thread::spawn({
+            let baton = baton.clone();
+            move || baton.release(0, 1)
+        });
+        let successor = thread::spawn(move || {
+            while !baton.wait_released(0, 1, Duration::MAX) {}
+            new.rebuild().unwrap();
+            serve(&mut new)
+        });
+        loop {
+            if let Some(value) = read(&mut client) {
+                assert_eq!(value, 1);
+                break;
+            }
+            client.sleep(None);
+        }
+        old.join().unwrap();
+        assert_eq!(successor.join().unwrap(), Some(1));
+    });
+}
+
+#[test]
 fn the_baton_hands_over_everything_that_was_published() {
     model(|| {
         let s = session(2, Queue::InOrder);
