@@ -333,8 +333,8 @@ impl Supervisor {
     /// A worker has loaded, checked and warmed its model.
     pub(super) fn on_loaded(&mut self, id: u64, loaded: Loaded) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if worker.stage == Stage::Retiring {
-            // It was told to exit while it loaded.
+        if worker.stage == Stage::Retiring || worker.killed {
+            // It was told to exit while it loaded, or was killed for what it said before.
             return;
         }
         if worker.loaded.is_some() || !worker.stage.may_become(Stage::Warm) {

@@ -6,6 +6,7 @@
 //! afterwards, a refused generation leaves the live one serving, and the daemon ends in time.
 
 mod fake;
+mod registry;
 mod reloads;
 mod stored;
 
@@ -27,7 +28,9 @@ fn main() -> ExitCode {
     }
     let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let mut passed = 0;
-    for (name, scenario) in SCENARIOS.iter().chain(reloads::SCENARIOS).chain(stored::SCENARIOS) {
+    for (name, scenario) in
+        SCENARIOS.iter().chain(reloads::SCENARIOS).chain(stored::SCENARIOS).chain(registry::SCENARIOS)
+    {
         if filter.as_ref().is_none_or(|filter| name.contains(filter.as_str())) {
             scenario();
             println!("test {name} ... ok");
@@ -136,6 +139,10 @@ impl Daemon {
     fn reload(&self, misdeed: &str) -> Value {
         let path = folder(self.dir.path(), misdeed);
         self.call("reload", json!({"model": "m", "path": path}))
+    }
+
+    fn models(&self) -> Vec<Value> {
+        self.call("models", json!({}))["result"].as_array().cloned().unwrap_or_default()
     }
 
     fn model(&self) -> Value {
