@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs every suite one after the other, each within a time budget, and sums them up. usage: run_tests.sh [SUITE...]
+# Runs every suite one after the other, each within what tests/budget.toml gives it, and sums them up. usage: run_tests.sh [SUITE...]
 #
 # A suite is the tree's own rules, the lints, the unit or doc tests of the workspace, the loom models, the C and the Python
 # client's own tests, or one file of a crate's tests/. Its output goes to a log; the log of one that failed is shown. A test
@@ -15,7 +15,6 @@ export CARGO CARGO_TARGET_DIR
 # Where a campaign writes how far it has come; remove it to begin anew.
 : "${INFERD_CAMPAIGN_DIR:=$CARGO_TARGET_DIR/campaign}"
 export INFERD_CAMPAIGN_DIR
-BUDGET_S=300
 # Workers that stand on a library of their own have their unit tests apart, where the library is (scripts/build_worker.sh).
 : "${TORCH:=1}" "${ORT:=1}" "${LIBTORCH:=}"
 if [ "$TORCH" != 0 ] && [ -z "$LIBTORCH" ] && [ -x "$CARGO_TARGET_DIR/release/inferd-worker-torch" ]; then
@@ -26,21 +25,21 @@ export TORCH ORT LIBTORCH
 LOGS=$CARGO_TARGET_DIR/test-logs
 ALLOWED=tests/allowed-skips.txt
 
-# Seconds that a suite may run where the default does not fit; building is not part of it, save for lint, loom and mutations.
-budget_of() {
-    case $1 in
-    loom) budget=900 ;;
-    lint) budget=900 ;;
-    systemd | mutations) budget=600 ;;
-    *) budget=$BUDGET_S ;;
-    esac
+# Seconds of a suite in tests/budget.toml: `budget_s` (its share), or `ended_s` (it hangs); nothing where it does not say.
+number_of() { sed -n "/^\[suites\]/,/^\[rounds\]/s/^$1 = {.*[ {]$2 = \([0-9]*\).*/\1/p" tests/budget.toml; }
+
+# Seconds after which a suite is ended.
+ended_of() {
+    budget=$(number_of "$1" budget_s)
+    ended=$(number_of "$1" ended_s)
+    ended=${ended:-$((4 * ${budget:-1} + 60))}
     # A campaign's scenarios end after CAMPAIGN_S seconds each, by themselves.
-    if [ -n "$INFERD_CAMPAIGN" ]; then budget=$((budget + 100 * CAMPAIGN_S)); fi
-    echo "$budget"
+    if [ -n "$INFERD_CAMPAIGN" ]; then ended=$((ended + 100 * CAMPAIGN_S)); fi
+    echo "$ended"
 }
 
 suites() {
-    printf '%s\n' tree lint units docs loom client-c client-py torch-units walk guides systemd mutations
+    printf '%s\n' tree lint units docs loom fuzz sanitizers client-c client-py torch-units walk guides systemd mutations
     # A test is a file, or a folder with a main.rs.
     for file in */tests/*.rs */tests/*/main.rs; do
         case $file in
@@ -57,11 +56,14 @@ run_suite() {
     tree) sh scripts/check_tree.sh ;;
     lint) sh scripts/run_lint.sh ;;
     loom) sh scripts/run_loom.sh ;;
+    fuzz) sh scripts/run_fuzz.sh ;;
+    sanitizers) sh scripts/run_sanitizers.sh ;;
     client-c) make -C client-c test BUILD="$CARGO_TARGET_DIR/client-c-tests" ;;
     client-py | walk | guides) $PYTHON client-py/tests/run.py "$1" ;;
     systemd) bash tests/systemd/run.sh ;;
     mutations) $PYTHON scripts/mutation_check.py "$([ -n "$INFERD_CAMPAIGN" ] && echo --all || echo --rotate)" ;;
-    units) $CARGO test --release --locked --workspace --lib --bins --examples -- --show-output ;;
+    # A campaign drives the state machines of the supervisor's registries a hundred times as far.
+    units) PROPTEST_CASES="${PROPTEST_CASES:-$([ -n "$INFERD_CAMPAIGN" ] && echo 25600 || echo 256)}" $CARGO test --release --locked --workspace --lib --bins --examples -- --show-output ;;
     docs) $CARGO test --release --locked --workspace --doc -- --show-output ;;
     torch-units)
         [ -n "$LIBTORCH" ] || { echo "SKIP torch-units: inferd-worker-torch is not built (make torch)" && return 0; }
@@ -75,7 +77,7 @@ run_suite() {
 summary_of() {
     awk '
         /^test result: / { results++; passed += $4; failed += $6 }
-        /^(client-c|client-py|walk|guides|systemd|mutations): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
+        /^(client-c|client-py|walk|guides|systemd|fuzz|mutations): [0-9]+ passed, [0-9]+ failed/ { results++; passed += $2; failed += $4 }
         /^successes:$/ { within = 1 }
         /^failures:$/ { within = 0; test = "" }
         within && /^---- .* stdout ----$/ { test = $2 }
@@ -90,6 +92,10 @@ summary_of() {
 }
 
 # `timeout` gives the suite a process group of its own and ends the whole group.
+if [ "${1:-}" = --list ]; then
+    suites
+    exit
+fi
 if [ "${1:-}" = --suite ]; then
     run_suite "$2"
     exit
@@ -120,14 +126,14 @@ sh scripts/python_driver.sh "$CARGO_TARGET_DIR/python/driver_py"
 
 for suite; do
     log=$LOGS/$suite.log
-    budget=$(budget_of "$suite")
+    ended=$(ended_of "$suite")
     began=$(date +%s)
     if [ -n "$INFERD_CAMPAIGN" ]; then
         : >"$log"
         tail -n 0 -F "$log" 2>/dev/null | grep --line-buffered '^campaign ' &
         progress=$!
     fi
-    timeout -k 10 "$budget" sh scripts/run_tests.sh --suite "$suite" >"$log" 2>&1 </dev/null
+    timeout -k 10 "$ended" sh scripts/run_tests.sh --suite "$suite" >"$log" 2>&1 </dev/null
     code=$?
     took=$(($(date +%s) - began))
     if [ -n "$INFERD_CAMPAIGN" ]; then
@@ -146,11 +152,11 @@ for suite; do
     verdict=ok
     if [ "$code" -ne 0 ]; then
         verdict=FAILED
-        [ "$code" -ne 124 ] || verdict="FAILED: ran past its budget of $budget s"
+        [ "$code" -ne 124 ] || verdict="FAILED: hung, and was ended after $ended s"
         echo "---- $suite ($log)"
         tail -n 200 "$log"
     fi
-    echo "suite $suite: $suite_passed passed, $suite_failed failed, $suite_skipped skipped in $took s: $verdict"
+    echo "suite $suite: $suite_passed passed, $suite_failed failed, $suite_skipped skipped in $took s of $(number_of "$suite" budget_s): $verdict"
     passed=$((passed + suite_passed)) failed=$((failed + suite_failed)) skipped=$((skipped + suite_skipped))
 done
 
@@ -162,6 +168,10 @@ if [ "$CI" = true ] && [ -s "$LOGS/skips.txt" ]; then
             failed=$((failed + 1))
         fi
     done
+fi
+if [ -z "$INFERD_CAMPAIGN" ]; then
+    awk '/^\[rounds\]/ { exit } match($0, /budget_s = [0-9]+/) { s += substr($0, RSTART + 11, RLENGTH - 11) }
+        END { printf "budgets of all suites: %d s of 2400\n", s }' tests/budget.toml
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

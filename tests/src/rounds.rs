@@ -1,19 +1,16 @@
 //! Repeated scenarios: a count, a time budget, a floor, and a seed for every round.
 //!
 //! A scenario that repeats stops at its count or when its time is over, prints how far it came, and fails
-//! below its floor. `INFERD_CAMPAIGN` makes it a campaign: the long count, `CAMPAIGN_S` seconds at most per scenario, a line
+//! below its floor: numbers of `tests/budget.toml`. `INFERD_CAMPAIGN` makes it a campaign: the long count, `CAMPAIGN_S` seconds at most per scenario, a line
 //! of progress now and then, and a file in `INFERD_CAMPAIGN_DIR` from which the next run goes on. `INFERD_SEED` repeats a run.
 
 use crate::answer::mix;
+use crate::budget::Budget;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Time of one scenario on one client and backing in CI.
-const BUDGET_S: u64 = 20;
-/// Campaigns repeat this many times as often, where a scenario does not say.
-const CAMPAIGN_FACTOR: u32 = 100;
 /// Time of one scenario in a campaign, where `CAMPAIGN_S` does not say.
 const CAMPAIGN_S: u64 = 600;
 /// How often a campaign says how far it is.
@@ -69,25 +66,23 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 impl Rounds {
-    /// `count` rounds, at least `floor` of them within the budget; a hundred times as many in a campaign.
+    /// The rounds that `tests/budget.toml` gives the scenario of this name.
+    ///
+    /// # Panics
+    /// When it gives none.
     #[must_use]
-    pub fn new(name: &str, count: u32, floor: u32) -> Rounds {
-        Rounds::long(name, count, count * CAMPAIGN_FACTOR, floor, BUDGET_S)
-    }
-
-    /// `count` rounds, or `campaign` of them in a campaign; at least `floor` within `budget_s` seconds.
-    #[must_use]
-    pub fn long(name: &str, count: u32, campaign: u32, floor: u32, budget_s: u64) -> Rounds {
+    pub fn of(name: &str) -> Rounds {
+        let budget = Budget::of(name);
         let long = is_campaign();
-        let budget_s = if long { number("CAMPAIGN_S").unwrap_or(CAMPAIGN_S) } else { budget_s };
+        let budget_s = if long { number("CAMPAIGN_S").unwrap_or(CAMPAIGN_S) } else { budget.budget_s };
         let fresh = number("INFERD_SEED").unwrap_or_else(|| mix(crate::now_ns()) >> 32);
         let (campaign_file, held) = if long { Some(Campaign::of(name)).unzip() } else { (None, None) };
         let (before, seed) = held.flatten().unwrap_or((0, fresh));
         println!("{name}: rounds from {before}, INFERD_SEED={seed}");
         Rounds {
             name: name.to_owned(),
-            count: if long { campaign } else { count },
-            floor,
+            count: if long { budget.campaign } else { budget.count },
+            floor: budget.floor,
             seed,
             done: before,
             before,

@@ -272,7 +272,7 @@ fn two_hundred_bad_reloads_change_nothing_lose_nothing_and_leave_nothing() {
         fleet.load(0.2, LOAD);
         scene.check(&fleet.unload(), 0);
         let baseline = Baseline::of(&scene.daemon, &fleet.all());
-        let mut rounds = Rounds::long("bad reloads", 200, 5_000, 60, 30);
+        let mut rounds = Rounds::of("bad reloads");
         let mut deaths = scene.daemon.model("m").worker_deaths;
         while rounds.another() {
             if !fleet.is_loaded() {

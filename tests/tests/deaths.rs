@@ -36,7 +36,7 @@ scenarios! {
         bystander.ok("detach s=1");
         within(ms(2000), "one session is left", || daemon.sessions().len() == 1);
         let baseline = daemon.baseline();
-        let mut rounds = Rounds::new("clients killed", 12, 6);
+        let mut rounds = Rounds::of("clients killed");
         while rounds.another() {
             if (rounds.done() - 1).is_multiple_of(6) {
                 if rounds.done() > 1 {

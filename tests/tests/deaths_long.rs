@@ -73,7 +73,7 @@ fn first_session(daemon: &Daemon) -> u64 {
     daemon.sessions().iter().map(|s| s.session).min().expect("four sessions")
 }
 
-fn workers_struck(name: &str, signal: Signal, budget_s: u64) {
+fn workers_struck(name: &str, signal: Signal) {
     Fleet::run(name, || {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let (model, bytes) = recurrent_model(dir.path());
@@ -87,7 +87,7 @@ fn workers_struck(name: &str, signal: Signal, budget_s: u64) {
         account.add(&fleet.unload(), &course);
         let baseline = Baseline::of(&daemon, &fleet.all());
         let colour = first_session(&daemon) % COLOURS;
-        let mut rounds = Rounds::long(name, 50, 2_000, 20, budget_s);
+        let mut rounds = Rounds::of(name);
         while rounds.another() {
             if !fleet.is_loaded() {
                 if rounds.done() > 1 {
@@ -129,12 +129,12 @@ fn workers_struck(name: &str, signal: Signal, budget_s: u64) {
 
 #[test]
 fn fifty_workers_killed_under_load_cost_their_running_requests_and_nothing_else() {
-    workers_struck("workers killed", Signal::SIGKILL, 25);
+    workers_struck("workers killed", Signal::SIGKILL);
 }
 
 #[test]
 fn fifty_workers_stopped_under_load_cost_their_running_requests_and_nothing_else() {
-    workers_struck("workers stopped", Signal::SIGSTOP, 45);
+    workers_struck("workers stopped", Signal::SIGSTOP);
 }
 
 /// Asks until there is an answer; how long that took.
@@ -160,7 +160,7 @@ fn a_daemon_killed_fifty_times_under_load_serves_everybody_within_a_second_of_re
             robot.ok("attach model=m");
             robot
         });
-        let mut rounds = Rounds::long(name, 50, 2_000, 20, 30);
+        let mut rounds = Rounds::of(name);
         let (mut kills, mut requests, mut lost, mut slowest) = (0, 0, 0, Duration::ZERO);
         let mut account = |summaries: &[Answer], kills: u64| {
             for s in summaries {

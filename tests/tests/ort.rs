@@ -8,7 +8,7 @@ use inferd_ipc::limits::FAULT_LOGS_PER_S;
 use inferd_ipc::signature::DType;
 use inferd_ipc::worker_records::TensorRules;
 use inferd_tests::answer::{fill, hex, hex_f32};
-use inferd_tests::{DaemonConfig, Driver, Model, Rounds, ms, places, scenarios, skip, turn, within};
+use inferd_tests::{DaemonConfig, Driver, Model, Rounds, backend_scenarios, ms, places, skip, turn, within};
 use inferd_worker::files::Memory;
 use inferd_worker::golden::{Recording, difference, element};
 use inferd_worker::testing::onnx::{Attribute, Dim, Graph, Onnx, f32_bytes, scaler};
@@ -168,7 +168,7 @@ fn walk(robot: &mut Driver, s: usize, recording: &Recording, step: usize) {
 
 const LSTM: &str = "[[state]]\ninput = \"h_in\"\noutput = \"h_out\"\n[[state]]\ninput = \"c_in\"\noutput = \"c_out\"\n";
 
-scenarios! {
+backend_scenarios! {
     fn a_recurrent_policy_walks_on_through_reloads_resets_and_deaths_of_its_worker(case) {
         let Some(shared) = places::shared() else {
             return skip("a_recurrent_policy", "no recordings: ../shared/golden is not there");
@@ -303,7 +303,7 @@ scenarios! {
         let files = Files::of(&file.bytes(), "[warm_up]\nruns = 3\n");
         let daemon = case.config().model(files.served("m", "ort")).start();
         let mut robot = case.attached(&daemon, "model=m");
-        let mut rounds = Rounds::new("refused steps", 200, 200);
+        let mut rounds = Rounds::of("refused steps");
         let began = std::time::Instant::now();
         while rounds.another() {
             robot.ok(&format!("infer out=none hex={}", hex(&1000i64.to_ne_bytes()))).expect("model_error");

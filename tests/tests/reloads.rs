@@ -74,13 +74,7 @@ fn start(pair_dir: &tempfile::TempDir) -> (Pair, Daemon) {
     (pair, daemon)
 }
 
-fn reloads_under_load(
-    name: &str,
-    count: u32,
-    cpus: usize,
-    load: &str,
-    reload: impl Fn(&Daemon, &Pair, u32) -> ReloadAnswer,
-) {
+fn reloads_under_load(name: &str, cpus: usize, load: &str, reload: impl Fn(&Daemon, &Pair, u32) -> ReloadAnswer) {
     Fleet::run(name, || {
         let Some(_confined) = Confined::to(cpus) else {
             return skip(name, "this machine has fewer CPUs");
@@ -101,7 +95,7 @@ fn reloads_under_load(
         let mut seen = Seen::default();
         seen.add(&fleet.unload(), &pair, &generations);
         let baseline = Baseline::of(&daemon, &fleet.all());
-        let mut rounds = Rounds::long(name, count, 100 * count, count / 4, 20);
+        let mut rounds = Rounds::of(name);
         while rounds.another() {
             if !fleet.is_loaded() {
                 if rounds.done() > 1 {
@@ -134,12 +128,12 @@ fn alternately(daemon: &Daemon, pair: &Pair, round: u32) -> ReloadAnswer {
 
 #[test]
 fn a_hundred_reloads_on_two_cpus_lose_nothing_and_leave_nothing() {
-    reloads_under_load("reloads on two CPUs", 100, 2, LOAD, alternately);
+    reloads_under_load("reloads on two CPUs", 2, LOAD, alternately);
 }
 
 #[test]
 fn a_hundred_reloads_on_one_cpu_lose_nothing_and_leave_nothing() {
-    reloads_under_load("reloads on one CPU", 100, 1, LOAD, alternately);
+    reloads_under_load("reloads on one CPU", 1, LOAD, alternately);
 }
 
 #[test]
@@ -147,7 +141,7 @@ fn four_hundred_rollbacks_lose_nothing_and_leave_nothing() {
     // Files alternate here too: what is kept is always the other one. It comes back under its old number, in the same
     // worker: longer than `max_run_ms` and a second, so that no time of an earlier swap is taken for one of a later.
     let load = format!("{LOAD} rollbacks=1");
-    reloads_under_load("rollbacks", 400, 2, &load, |daemon, _, _| {
+    reloads_under_load("rollbacks", 2, &load, |daemon, _, _| {
         std::thread::sleep(inferd_tests::ms(10));
         daemon.rpc(&Command::Rollback { model: "m".into() }).expect("rolled back")
     });

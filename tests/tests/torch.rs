@@ -6,7 +6,7 @@
 use inferd_ipc::layout::Backing;
 use inferd_tests::answer::hex;
 use inferd_tests::{
-    Answer, Case, Daemon, DaemonConfig, Driver, Model, has_worker, ms, places, scenarios, skip, turn, within,
+    Answer, Case, Daemon, DaemonConfig, Driver, Model, backend_scenarios, has_worker, ms, places, skip, turn, within,
 };
 use inferd_worker::golden::Recording;
 use inferd_worker::testing::torchscript::Script;
@@ -58,7 +58,7 @@ fn serving(case: &Case, name: &str, file: &[u8], manifest: &str) -> Option<(temp
     Some((dir, daemon))
 }
 
-scenarios! {
+backend_scenarios! {
     fn state_in_buffers_belongs_to_a_session_and_outlives_a_reload_and_a_crash(case) {
         let name = "state_in_buffers_belongs_to_a_session";
         let Some((_dir, daemon)) = serving(case, name, &memory(), OBS) else { return };
