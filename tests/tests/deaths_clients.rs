@@ -85,7 +85,7 @@ fn one_dies(armed: &Armed, rounds: &Rounds) -> u64 {
     died
 }
 
-fn clients_die(name: &str, backing: Backing, count: u32, campaign: u32, budget_s: u64) {
+fn clients_die(name: &str, backing: Backing) {
     failpoints::run(name, || {
         let armed = Armed::start(config(backing));
         let mut bystanders = Bystanders::attach(&armed);
@@ -95,7 +95,7 @@ fn clients_die(name: &str, backing: Backing, count: u32, campaign: u32, budget_s
         let baseline = armed.daemon.baseline();
         let names = segments().len();
         let mut reaps_us: Vec<u64> = Vec::new();
-        let mut rounds = Rounds::long(name, count, campaign, count / 3, budget_s);
+        let mut rounds = Rounds::of(name);
         while rounds.another() {
             if (rounds.done() - 1).is_multiple_of(STRETCH) || reaps_us.is_empty() {
                 if !reaps_us.is_empty() {
@@ -125,10 +125,10 @@ fn clients_die(name: &str, backing: Backing, count: u32, campaign: u32, budget_s
 
 #[test]
 fn four_hundred_clients_die_at_every_step_and_nobody_else_notices() {
-    clients_die("clients dead on memfds", Backing::Memfd, 400, 80_000, 40);
+    clients_die("clients dead on memfds", Backing::Memfd);
 }
 
 #[test]
 fn a_hundred_clients_on_named_segments_die_at_every_step_and_nobody_else_notices() {
-    clients_die("clients dead on named segments", Backing::Posix, 100, 20_000, 15);
+    clients_die("clients dead on named segments", Backing::Posix);
 }

@@ -89,7 +89,7 @@ fn worker_struck(armed: &Armed, asker: &mut Driver, (name, when): Step, action: 
     (who == live && when == When::Serve).then_some(recovery_us)
 }
 
-fn workers_struck(name: &str, actions: &[Action], count: u32, budget_s: u64) {
+fn workers_struck(name: &str, actions: &[Action]) {
     failpoints::run(name, || {
         // A worker that stops in a shadow run has ten seconds: last, for CI's sake.
         let order = [When::Serve, When::Leave, When::Reload, When::Shadow];
@@ -99,7 +99,7 @@ fn workers_struck(name: &str, actions: &[Action], count: u32, budget_s: u64) {
         let mut fleet = Fleet::attach(&armed.daemon, ATTACH);
         let mut asker = armed.daemon.driver(&Client::C.program().expect("built"));
         asker.ok(&format!("attach {ATTACH} spin_us=0"));
-        let mut rounds = Rounds::long(name, count, 2_000, count / 3, budget_s);
+        let mut rounds = Rounds::of(name);
         let (mut deaths, mut recoveries_us) = (0, Vec::new());
         while rounds.another() {
             if !fleet.is_loaded() || fleet.left() < ms(1_500) {
@@ -132,12 +132,12 @@ fn workers_struck(name: &str, actions: &[Action], count: u32, budget_s: u64) {
 
 #[test]
 fn a_worker_that_dies_at_any_step_costs_its_running_request_at_most() {
-    workers_struck("workers dead at steps", &[DIES, DIES, ABORTS], 58, 25);
+    workers_struck("workers dead at steps", &[DIES, DIES, ABORTS]);
 }
 
 #[test]
 fn a_worker_that_stops_at_any_step_costs_its_running_request_at_most() {
-    workers_struck("workers stopped at steps", &[STOPS], 20, 25);
+    workers_struck("workers stopped at steps", &[STOPS]);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn a_worker_or_daemon_that_dawdles_at_any_step_loses_nothing() {
         let passed =
             |when: When| matches!(when, When::Serve | When::Leave | When::Reload | When::Shadow | When::Attach);
         let steps: Vec<Step> = WORKER.iter().chain(&DAEMON).filter(|(_, when)| passed(*when)).copied().collect();
-        let mut rounds = Rounds::long(name, steps.len() as u32, 2_000, 20, 20);
+        let mut rounds = Rounds::of(name);
         while rounds.another() {
             if fleet.left() < ms(1_000) {
                 if rounds.done() > 1 {
@@ -254,7 +254,7 @@ fn a_daemon_that_dies_at_any_step_is_replaced_and_serves_everybody_within_a_seco
     failpoints::run(name, || {
         let mut armed = Armed::start(DaemonConfig::new(Backing::Posix).model(model()));
         let mut fleet = Fleet::attach(&armed.daemon, ATTACH);
-        let mut rounds = Rounds::long(name, 50, 2_000, 20, 35);
+        let mut rounds = Rounds::of(name);
         let (mut kills, mut backs_us) = (0, Vec::new());
         let account = |summaries: &[Answer], kills: u64| {
             let lost: u64 = summaries.iter().map(|s| s.count("worker_lost")).sum();
