@@ -171,8 +171,9 @@ impl Walk {
         let misdeed = if good { "none" } else { self.dice.pick(&bad) };
         self.expect("reload", json!({"model": name, "path": self.path(misdeed)}), (!good).then_some(REFUSED));
         if good {
-            // A generation whose workers keep dying is none to go back to at once, but its number is told.
-            let next = Known { live: known.last + 1, last: known.last + 1, kept: Some(known.live), deaths: 0, ..known };
+            // A quarantined generation has no worker that could be kept: what was kept before it stays the one to go back to.
+            let kept = known.kept.filter(|_| known.is_quarantined()).or(Some(known.live));
+            let next = Known { live: known.last + 1, last: known.last + 1, kept, deaths: 0, ..known };
             self.known.insert(name.to_owned(), next);
         }
         format!("reload {name} {misdeed}")
