@@ -4,13 +4,12 @@
 //! the first moment, so that none leaks on any path. Truncation of bytes or descriptors is reported,
 //! never ignored: a record that was cut is not a record.
 
-use crate::limits::RECORD_FDS_MAX;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, getsockopt, recvmsg, sendmsg,
-    socketpair as nix_socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, socketpair as nix_socketpair,
+    sockopt,
 };
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// A received message.
 #[derive(Debug)]
@@ -36,23 +35,14 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
     if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// Receives one message; blocks only if the socket does.
+/// Receives one message; blocks only if the socket does. Of more than [`crate::limits::RECORD_FDS_MAX`] descriptors the
+/// kernel closes the rest, here and now.
 ///
 /// # Errors
 /// The kernel's; EAGAIN when there is nothing.
 pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut control = nix::cmsg_space!([RawFd; RECORD_FDS_MAX]);
-    let mut iov = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let mut fds = Vec::new();
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = part {
-            // SAFETY: the kernel has just installed these descriptors for us; nobody else owns them.
-            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-    Ok(Received { bytes: message.bytes, fds, truncated })
+    let (bytes, fds, truncated) = crate::sys::receive_message(socket.as_fd(), buffer)?;
+    Ok(Received { bytes, fds, truncated })
 }
 
 /// Two connected SOCK_SEQPACKET sockets, close-on-exec and non-blocking.
@@ -139,11 +129,30 @@ mod tests {
     }
 
     #[test]
+    fn more_descriptors_than_a_record_may_have_are_said_to_be_cut_and_none_stays_open() {
+        use crate::limits::RECORD_FDS_MAX;
+        let (a, b) = socketpair().unwrap();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        for (count, cut) in [(RECORD_FDS_MAX, false), (RECORD_FDS_MAX + 1, true), (253, true)] {
+            send(&a, b"x", &vec![writer.as_fd(); count]).unwrap();
+            assert!(crate::sys::look_at_message(b.as_fd(), 16).unwrap() == (1, true), "looking tells of descriptors");
+            let got = recv(&b, &mut [0; 2]).unwrap();
+            assert_eq!((got.bytes, got.fds.len(), got.truncated), (1, RECORD_FDS_MAX, cut));
+        }
+        send(&a, b"plain", &[]).unwrap();
+        assert_eq!(crate::sys::look_at_message(b.as_fd(), 16).unwrap(), (5, false));
+        // The pipe ends with its last writer: nothing that came with a message is still open.
+        drop(writer);
+        assert_eq!(nix::unistd::read(&reader, &mut [0; 1]).unwrap(), 0);
+    }
+
+    #[test]
     fn a_filled_doorbell_does_not_block_and_a_hang_up_is_seen() {
         let (a, b) = socketpair().unwrap();
         for _ in 0..10_000 {
             ring(&a);
         }
+        assert!(!drain(&b), "one wake takes DOORBELL_DRAIN_MAX of them at most");
         while !drain(&b) {}
         assert!(!hung_up(&b));
         drop(a);

@@ -1,10 +1,10 @@
-//! The system calls that no library wraps: futexes, madvise, leases, process signals.
+//! The system calls that no library wraps: futexes, madvise, leases, process signals, messages that were cut.
 //!
 //! The only file with raw `libc` calls, beside `sigbus.rs`. Features newer than the kernel floor
 //! (5.10) have a fallback; the variable `INFERD_DISABLE` (`futex_waitv,madv_populate,memfd_noexec,landlock,
 //! seccomp`) forces the fallback, so that a test can.
 
-use crate::limits::FUTEX_WAITV_MAX;
+use crate::limits::{FUTEX_WAITV_MAX, RECORD_FDS_MAX};
 use crate::mem::{Mem, Wait};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -170,6 +170,63 @@ pub fn lease_is_free(fd: BorrowedFd<'_>) -> bool {
         unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
     }
     taken
+}
+
+/// Receives one message with up to `N` descriptors: bytes, descriptors, and whether any of either were cut off. Every
+/// descriptor that the kernel installed is owned by the answer, those of a message that was cut too (`nix` gives an error
+/// for such a message, and loses them).
+pub(crate) fn receive_message(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>, bool)> {
+    const ROOM: usize = (RECORD_FDS_MAX * size_of::<libc::c_int>()).next_multiple_of(8);
+    // Words, so that headers in it are aligned.
+    let mut control = [0u64; (size_of::<libc::cmsghdr>() + ROOM) / 8];
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: zeroes are a valid msghdr: no address, no buffers.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut iov, 1);
+    (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control) as _);
+    // SAFETY: the message names `buffer` and `control`, which outlive the call and are written within their lengths.
+    let bytes = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    if bytes < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has filled in `control` and its length; the macros walk it within that length.
+    let mut part = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !part.is_null() {
+        // SAFETY: `part` is a whole header within `control`, aligned as its words are; the kernel is done with it.
+        let (header, data) = unsafe { (*part, libc::CMSG_DATA(part)) };
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            let length = header.cmsg_len as usize - (data as usize - part as usize);
+            for i in 0..length / size_of::<libc::c_int>() {
+                // SAFETY: element i lies within this part's length; the kernel has just installed the descriptor for us,
+                // and nobody else owns it.
+                fds.push(unsafe { OwnedFd::from_raw_fd(data.cast::<libc::c_int>().add(i).read_unaligned()) });
+            }
+        }
+        // SAFETY: as for the first.
+        part = unsafe { libc::CMSG_NXTHDR(&raw const message, part) };
+    }
+    Ok((bytes as usize, fds, message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0))
+}
+
+/// What lies next in a socket: how many bytes, 0 at its end, and whether descriptors came with them. Takes nothing, and
+/// installs none of them.
+///
+/// # Errors
+/// EAGAIN when nothing lies there.
+pub fn look_at_message(socket: BorrowedFd<'_>, bytes_max: usize) -> io::Result<(usize, bool)> {
+    let mut buffer = vec![0u8; bytes_max];
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: zeroes are a valid msghdr: no address, no buffers.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut iov, 1);
+    // SAFETY: the message names `buffer`, which outlives the call and is written within its length.
+    let bytes = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
+    if bytes < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Descriptors without a place to put them count as cut off.
+    Ok((bytes as usize, message.msg_flags & libc::MSG_CTRUNC != 0))
 }
 
 /// A descriptor that becomes readable when the process exits.
@@ -367,6 +424,17 @@ mod tests {
         let word = WaitWord { mem: &mem, at: 128, expected: 7 };
         if let Ok(wait) = wait_any(&[word], None) {
             assert_eq!(wait, Wait::Woken);
+        }
+    }
+
+    #[test]
+    fn a_wait_takes_as_many_words_as_the_kernel_and_no_more() {
+        let mem = Mem::heap(4096);
+        let word = WaitWord { mem: &mem, at: 0, expected: 7 };
+        let refused = wait_any(&[word; FUTEX_WAITV_MAX + 1], None).expect_err("one word too many");
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+        if let Err(error) = wait_any(&[word; FUTEX_WAITV_MAX], None) {
+            assert_eq!(error.raw_os_error(), Some(libc::ENOSYS), "a kernel before 5.16");
         }
     }
 
