@@ -135,12 +135,15 @@ mod tests {
         let (reader, writer) = nix::unistd::pipe().unwrap();
         for (count, cut) in [(RECORD_FDS_MAX, false), (RECORD_FDS_MAX + 1, true), (253, true)] {
             send(&a, b"x", &vec![writer.as_fd(); count]).unwrap();
-            assert!(crate::sys::look_at_message(b.as_fd(), 16).unwrap() == (1, true), "looking tells of descriptors");
+            assert!(
+                crate::sys::look_at_message(b.as_fd(), &mut [0; 16]).unwrap() == (1, true),
+                "looking tells of descriptors"
+            );
             let got = recv(&b, &mut [0; 2]).unwrap();
             assert_eq!((got.bytes, got.fds.len(), got.truncated), (1, RECORD_FDS_MAX, cut));
         }
         send(&a, b"plain", &[]).unwrap();
-        assert_eq!(crate::sys::look_at_message(b.as_fd(), 16).unwrap(), (5, false));
+        assert_eq!(crate::sys::look_at_message(b.as_fd(), &mut [0; 16]).unwrap(), (5, false));
         // The pipe ends with its last writer: nothing that came with a message is still open.
         drop(writer);
         assert_eq!(nix::unistd::read(&reader, &mut [0; 1]).unwrap(), 0);

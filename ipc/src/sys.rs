@@ -209,13 +209,12 @@ pub(crate) fn receive_message(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::
     Ok((bytes as usize, fds, message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0))
 }
 
-/// What lies next in a socket: how many bytes, 0 at its end, and whether descriptors came with them. Takes nothing, and
-/// installs none of them.
+/// What lies next in a socket: how many bytes (of at most so many as `buffer` has), 0 at its end, and whether descriptors
+/// came with them. Takes nothing, and installs none of them.
 ///
 /// # Errors
 /// EAGAIN when nothing lies there.
-pub fn look_at_message(socket: BorrowedFd<'_>, bytes_max: usize) -> io::Result<(usize, bool)> {
-    let mut buffer = vec![0u8; bytes_max];
+pub fn look_at_message(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: zeroes are a valid msghdr: no address, no buffers.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };

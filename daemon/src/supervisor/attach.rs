@@ -2,9 +2,10 @@
 //!
 //! ATTACH -> ATTACHED + descriptors -> MAPPED -> sealed and verified, given to every worker of the model
 //! -> READY. The session is the socket: its end, from either side, is the session's end. Whatever a
-//! client sends is parsed once; every refusal is one sentence that names the remedy. Descriptors that a
-//! client sends are closed on a thread of their own, for closing a hostile one can take seconds.
+//! client sends is parsed once; every refusal is one sentence that names the remedy. Messages with descriptors are
+//! never received: [`super::closing`] ends their connection.
 
+use super::closing::Charged;
 use super::models::ModelState;
 use super::poller::Token;
 use super::quota::Charge;
@@ -20,13 +21,13 @@ use inferd_ipc::layout::{Backing, Geometry, Queue, ServingState};
 use inferd_ipc::limits::{ATTACH_GRACE_MS, CLOCK_SKEW_MS_MAX, SESSIONS_PER_MODEL_MAX};
 use inferd_ipc::region::{self, Access, NewRegion, RegionKind};
 use inferd_ipc::signature::Signature;
+use inferd_ipc::sys::look_at_message;
 use inferd_ipc::worker_records::ToWorker;
-use std::net::Shutdown;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use std::{io, thread};
 use zerocopy::IntoBytes;
 
 /// The uid that the kernel shows for users who are not mapped into this user namespace.
@@ -41,8 +42,6 @@ const LINGERING_MS: u64 = 20;
 const LINGERING_MS_MAX: u64 = 500;
 /// Mappings are whole pages.
 const PAGE_BYTES: u64 = 4096;
-/// Stack of the thread that closes descriptors.
-const CLOSER_STACK_BYTES: usize = 64 << 10;
 
 /// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,50 +117,55 @@ impl Supervisor {
         if peer.uid == UNMAPPED_UID && !self.config.daemon.allow_unmapped_uids {
             let what =
                 "this user is not mapped into the daemon's user namespace; map it, or set daemon.allow_unmapped_uids";
-            return refuse_at_the_door(&socket, AttachStatus::Forbidden, what);
+            return self.refuse_at_the_door(socket, AttachStatus::Forbidden, what);
         }
         if let Err(refused) = self.sessions.quotas.take(peer.uid, Charge::Connection) {
-            return refuse_at_the_door(&socket, AttachStatus::Quota, &refused.to_string());
+            return self.refuse_at_the_door(socket, AttachStatus::Quota, &refused.to_string());
         }
         let id = self.new_id();
         if let Err(errno) = self.poller.add(&socket, Token::Attach(id)) {
             self.sessions.quotas.give(peer.uid, Charge::Connection);
-            return refuse_at_the_door(
-                &socket,
-                AttachStatus::NoResources,
-                &format!("the daemon is out of resources: {errno}"),
-            );
+            let what = format!("the daemon is out of resources: {errno}");
+            return self.refuse_at_the_door(socket, AttachStatus::NoResources, &what);
         }
         self.connections.insert(id, Connection { socket, peer, progress: Progress::Connected });
         self.poller.after_ms(ATTACH_GRACE_MS, Timer::AttachGrace(id));
         failpoint!("daemon.accepted");
     }
 
+    /// Refuses a connection that is not even entered. What it has sent is read first: closing a socket with unread
+    /// bytes would tell the peer of a broken connection instead of the refusal.
+    fn refuse_at_the_door(&mut self, socket: UnixStream, status: AttachStatus, what: &str) {
+        let mut buffer = [0; 2 * size_of::<Attach>()];
+        if matches!(look_at_message(socket.as_fd(), &mut [0]), Ok((_, false))) {
+            let _ = fdpass::recv(&socket, &mut buffer);
+        }
+        send_refusal(&socket, status, what);
+        self.closing.close(socket, Charged::Nobody);
+    }
+
     /// A connection has something to read, or has ended.
     pub(super) fn on_attach(&mut self, id: u64) {
         let Some(connection) = self.connections.get(&id) else { return };
         let mut buffer = [0; 2 * size_of::<Attach>()];
+        if matches!(look_at_message(connection.socket.as_fd(), &mut [0]), Ok((_, true))) {
+            let what = "a client sends no descriptors; use the inferd client library";
+            return self.refuse_attach(id, AttachStatus::BadRequest, what);
+        }
         let received = match fdpass::recv(&connection.socket, &mut buffer) {
             Ok(received) => received,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
             Err(_) => return self.hang_up(id, "its connection broke"),
         };
-        let Received { bytes, fds, truncated } = received;
-        let smuggled = !fds.is_empty();
-        close_elsewhere(fds);
-        if bytes == 0 && !smuggled && !truncated {
+        let Received { bytes, truncated, .. } = received;
+        if bytes == 0 && !truncated {
             return self.hang_up(id, "its client hung up");
         }
-        let progress = connection.progress;
-        let refusal = if smuggled {
-            Err((AttachStatus::BadRequest, "a client sends no descriptors; use the inferd client library".to_owned()))
-        } else {
-            let record = &buffer[..if truncated { buffer.len() } else { bytes }];
-            match progress {
-                Progress::Connected => self.on_attach_record(id, record),
-                Progress::Mapping(session) => self.on_mapped_record(id, session, record),
-                Progress::Ready(_) => Err((AttachStatus::BadRequest, "a record after READY".to_owned())),
-            }
+        let record = &buffer[..if truncated { buffer.len() } else { bytes }];
+        let refusal = match connection.progress {
+            Progress::Connected => self.on_attach_record(id, record),
+            Progress::Mapping(session) => self.on_mapped_record(id, session, record),
+            Progress::Ready(_) => Err((AttachStatus::BadRequest, "a record after READY".to_owned())),
         };
         if let Err((status, what)) = refusal {
             self.refuse_attach(id, status, &what);
@@ -360,12 +364,22 @@ impl Supervisor {
     pub(super) fn hang_up(&mut self, id: u64, why: &str) {
         let Some(connection) = self.connections.remove(&id) else { return };
         self.poller.remove(&connection.socket);
-        // A duplicate elsewhere would delay the hang-up; shutdown does not wait for it.
-        let _ = connection.socket.shutdown(Shutdown::Both);
-        self.sessions.quotas.give(connection.peer.uid, Charge::Connection);
+        let uid = connection.peer.uid;
+        if self.closing.close(connection.socket, Charged::Uid(uid)) {
+            self.sessions.quotas.give(uid, Charge::Connection);
+        }
         match connection.progress {
             Progress::Connected => {}
             Progress::Mapping(number) | Progress::Ready(number) => self.reap(number, why),
+        }
+    }
+
+    /// Connections whose close took its time are closed: the next ones may come.
+    pub(super) fn on_closed(&mut self) {
+        for charged in self.closing.take_done() {
+            if let Charged::Uid(uid) = charged {
+                self.sessions.quotas.give(uid, Charge::Connection);
+            }
         }
     }
 
@@ -553,27 +567,6 @@ fn send_ready(socket: &UnixStream, status: AttachStatus, what: &str) {
     let head = head(RecordKind::Ready, size_of::<Ready>());
     let record = Ready { head, status: status as u32, reserved: 0, message: field(what) };
     let _ = fdpass::send(socket, record.as_bytes(), &[]);
-}
-
-/// Refuses a connection that is not even entered. What it has sent is read first: closing a socket with unread
-/// bytes would tell the peer of a broken connection instead of the refusal.
-fn refuse_at_the_door(socket: &UnixStream, status: AttachStatus, what: &str) {
-    let mut buffer = [0; 2 * size_of::<Attach>()];
-    if let Ok(received) = fdpass::recv(socket, &mut buffer) {
-        close_elsewhere(received.fds);
-    }
-    send_refusal(socket, status, what);
-}
-
-/// Closes descriptors of a peer where nobody waits for it.
-fn close_elsewhere(fds: Vec<OwnedFd>) {
-    if fds.is_empty() {
-        return;
-    }
-    let closer = thread::Builder::new().name("closer".to_owned()).stack_size(CLOSER_STACK_BYTES);
-    if closer.spawn(move || drop(fds)).is_err() {
-        tracing::warn!("no thread to close a client's descriptors; they were closed in the loop");
-    }
 }
 
 #[cfg(test)]

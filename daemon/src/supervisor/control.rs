@@ -5,17 +5,19 @@
 //! the meantime is lost, what it asked for is done nevertheless.
 
 use super::Supervisor;
+use super::closing::Charged;
 use super::poller::{Ready, Token};
 use super::sockets::refuse_descriptors;
 use crate::rpc::{Connection, Fate};
 use inferd_ipc::control::{Progress, RpcError, code};
 use inferd_ipc::fdpass::{self, Peer};
 use inferd_ipc::limits::CONTROL_CONNECTIONS_MAX;
+use inferd_ipc::sys::look_at_message;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::Serialize;
 use serde_json::Value;
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
@@ -73,12 +75,13 @@ impl Supervisor {
         if socket.set_nonblocking(true).is_err() {
             return;
         }
-        if self.controls.len() >= CONTROL_CONNECTIONS_MAX {
+        if self.controls.len() + self.closing.operators() >= CONTROL_CONNECTIONS_MAX {
             let mut rpc = Connection::new();
             let message =
                 format!("{CONTROL_CONNECTIONS_MAX} operators are connected, the most there may be; close one");
             rpc.fail(&Value::Null, RpcError::new(code::LIMIT, message));
             let _ = socket.write(rpc.output());
+            self.closing.close(socket, Charged::Nobody);
             return;
         }
         let id = self.new_id();
@@ -114,7 +117,16 @@ impl Supervisor {
     fn read_control(&mut self, id: u64) -> bool {
         let Some(control) = self.controls.get_mut(&id).filter(|control| control.rpc.wants_read()) else { return false };
         let mut buffer = [0; READ_BYTES];
-        match control.socket.read(&mut buffer) {
+        let room = match look_at_message(control.socket.as_fd(), &mut buffer) {
+            // Nothing that this socket carries comes with descriptors.
+            Ok((_, true)) => {
+                self.drop_control(id);
+                return false;
+            }
+            Ok((bytes, false)) => bytes.max(1),
+            Err(_) => 1,
+        };
+        match control.socket.read(&mut buffer[..room]) {
             Ok(0) => control.rpc.end(),
             Ok(bytes) => {
                 control.rpc.feed(&buffer[..bytes]);
@@ -155,6 +167,7 @@ impl Supervisor {
     pub(super) fn drop_control(&mut self, id: u64) {
         if let Some(control) = self.controls.remove(&id) {
             self.poller.remove(&control.socket);
+            self.closing.close(control.socket, Charged::Operators);
         }
     }
 

@@ -42,6 +42,7 @@ impl Supervisor {
             Token::Control(id) => self.on_control(id, ready),
             Token::Worker(id) => self.on_worker(id, ready.write),
             Token::WorkerExit(id) => self.on_worker_exit(id),
+            Token::Closed => self.on_closed(),
         }
     }
 

@@ -6,6 +6,7 @@
 //! restarts, generations) is pure and tested on its own.
 
 mod attach;
+mod closing;
 mod commands;
 mod control;
 mod drain;
@@ -127,6 +128,7 @@ struct Supervisor {
     memory_watched: bool,
     logs: crate::logs::Logs,
     connections: BTreeMap<u64, attach::Connection>,
+    closing: closing::Closing,
     controls: BTreeMap<u64, control::Control>,
     sessions: Registry<Parts>,
     /// Request regions (reopened) and reply regions of ended sessions that somebody may still hold.

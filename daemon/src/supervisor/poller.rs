@@ -37,10 +37,12 @@ pub enum Token {
     Worker(u64),
     /// A worker's pidfd.
     WorkerExit(u64),
+    /// A connection whose close took its time is closed.
+    Closed,
 }
 
 impl Token {
-    const KINDS: [fn(u64) -> Token; 10] = [
+    const KINDS: [fn(u64) -> Token; 11] = [
         |_| Token::AttachListener,
         |_| Token::ControlListener,
         |_| Token::Signals,
@@ -51,6 +53,7 @@ impl Token {
         Token::Control,
         Token::Worker,
         Token::WorkerExit,
+        |_| Token::Closed,
     ];
 
     fn number(self) -> u64 {
@@ -65,6 +68,7 @@ impl Token {
             Token::Control(id) => (7, id),
             Token::Worker(id) => (8, id),
             Token::WorkerExit(id) => (9, id),
+            Token::Closed => (10, 0),
         };
         id << 4 | kind
     }

@@ -94,6 +94,7 @@ fn prepare(options: Options) -> Result<Supervisor, StartError> {
         .and_then(|()| poller.add(stager.wake_fd(), Token::Staging))
         .and_then(|()| poller.add(store.wake_fd(), Token::Store));
     added.map_err(|errno| kernel("epoll")(errno.into()))?;
+    let closing = super::closing::Closing::new(&poller).map_err(|errno| kernel("an eventfd")(errno.into()))?;
     let mut supervisor = Supervisor {
         worker_dir: crate::paths::worker_dir(config.daemon.worker_dir.as_deref()),
         sessions: Registry::new(reload::quota(&config.quota)),
@@ -119,6 +120,7 @@ fn prepare(options: Options) -> Result<Supervisor, StartError> {
         logs,
         connections: BTreeMap::new(),
         controls: BTreeMap::new(),
+        closing,
         lingering: Vec::new(),
         models: BTreeMap::new(),
         workers: BTreeMap::new(),
