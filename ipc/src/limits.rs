@@ -36,6 +36,8 @@ pub const HALF_ATTACHES_PER_UID_MAX: usize = 16;
 pub const CONNECTIONS_PER_UID_MAX: usize = 160;
 /// Most connections on the control socket.
 pub const CONTROL_CONNECTIONS_MAX: usize = 64;
+/// Sessions of one uid that have ended and whose request regions it still maps; each costs the daemon two descriptors.
+pub const LINGERING_PER_UID_MAX: usize = 128;
 /// Region bytes charged to one uid at most, unless configured.
 pub const REGION_BYTES_PER_UID_MAX: u64 = 1 << 30;
 /// A client that stalls half-way through an attach is dropped after this.
@@ -220,6 +222,7 @@ table!(
     HALF_ATTACHES_PER_UID_MAX,
     CONNECTIONS_PER_UID_MAX,
     CONTROL_CONNECTIONS_MAX,
+    LINGERING_PER_UID_MAX,
     REGION_BYTES_PER_UID_MAX,
     ATTACH_GRACE_MS,
     CLOCK_SKEW_MS_MAX,

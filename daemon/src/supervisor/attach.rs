@@ -210,6 +210,10 @@ impl Supervisor {
             let what = "named segments serve the daemon's own user only; set ipc.backing = \"memfd\" for other users";
             return Err((AttachStatus::Forbidden, what.to_owned()));
         }
+        if self.sessions.quotas.lingers(peer.uid) {
+            // Many sessions may have ended a moment ago, and their clients with them.
+            self.look_at_lingering();
+        }
         let region_bytes = geometry.request_bytes + geometry.reply_bytes;
         let instance = self.instance.clone();
         let mut for_client = Vec::new();
@@ -420,7 +424,7 @@ impl Supervisor {
         match region::reopen(parts.request.as_fd(), Access::ReadWrite) {
             Ok(request) => {
                 let (reply, reply_bytes) = (parts.reply, parts.geometry.reply_bytes);
-                if self.lingering.is_empty() {
+                if !std::mem::replace(&mut self.lingering_armed, true) {
                     self.poller.after_ms(LINGERING_MS, Timer::Lingering);
                 }
                 failpoint!("daemon.reaped");
@@ -431,8 +435,18 @@ impl Supervisor {
         }
     }
 
-    /// Looks whether the regions of ended sessions are free.
+    /// Looks whether the regions of ended sessions are free, and when to look again.
     pub(super) fn on_lingering(&mut self) {
+        let youngest = self.look_at_lingering();
+        self.lingering_armed = !self.lingering.is_empty();
+        if self.lingering_armed {
+            let wait = youngest.clamp(Duration::from_millis(LINGERING_MS), Duration::from_millis(LINGERING_MS_MAX));
+            self.poller.after(wait, Timer::Lingering);
+        }
+    }
+
+    /// Gives back what nobody holds any more. Returns how long the youngest of the rest has been held.
+    fn look_at_lingering(&mut self) -> Duration {
         let mut youngest = Duration::MAX;
         let (sessions, lingering) = (&mut self.sessions, &mut self.lingering);
         lingering.retain(|ended| {
@@ -447,10 +461,7 @@ impl Supervisor {
             }
             held
         });
-        if !self.lingering.is_empty() {
-            let wait = youngest.clamp(Duration::from_millis(LINGERING_MS), Duration::from_millis(LINGERING_MS_MAX));
-            self.poller.after(wait, Timer::Lingering);
-        }
+        youngest
     }
 }
 

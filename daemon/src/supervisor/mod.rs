@@ -133,6 +133,7 @@ struct Supervisor {
     sessions: Registry<Parts>,
     /// Request regions (reopened) and reply regions of ended sessions that somebody may still hold.
     lingering: Vec<attach::Lingering>,
+    lingering_armed: bool,
     models: BTreeMap<u64, Model>,
     workers: BTreeMap<u64, workers::Worker>,
     validations: BTreeMap<u64, control::Asker>,

@@ -17,6 +17,8 @@ pub enum Charge {
     Session,
     /// Bytes of both regions of a session.
     RegionBytes(u64),
+    /// The regions of a session that has ended, while its client holds them.
+    Lingering,
 }
 
 /// Most that one uid may hold.
@@ -30,6 +32,8 @@ pub struct Quota {
     pub sessions: u64,
     /// Region bytes.
     pub region_bytes: u64,
+    /// Ended sessions whose regions are still held: at this many, no further session begins.
+    pub lingering: u64,
 }
 
 /// A charge that was refused.
@@ -54,6 +58,7 @@ struct Held {
     half_attaches: u64,
     sessions: u64,
     region_bytes: u64,
+    lingering: u64,
 }
 
 /// The charges of all uids.
@@ -82,6 +87,16 @@ impl Quotas {
     pub fn take(&mut self, uid: u32, charge: Charge) -> Result<(), QuotaError> {
         let quota = self.quota;
         let held = self.held.entry(uid).or_default();
+        if charge == Charge::Session && held.lingering >= quota.lingering {
+            let (held, limit) = (held.lingering, quota.lingering);
+            return Err(QuotaError {
+                uid,
+                what: "ended sessions that are still mapped",
+                held,
+                limit,
+                remedy: "unmap them",
+            });
+        }
         let (count, limit, amount, what, remedy) = match charge {
             Charge::Connection => (&mut held.connections, quota.connections, 1, "connections", "close one"),
             Charge::HalfAttach => {
@@ -95,6 +110,10 @@ impl Quotas {
                 "region bytes",
                 "ask for fewer slots, unmap ended sessions or raise [quota]",
             ),
+            // The end of a session cannot be refused; the beginning of the next one can.
+            Charge::Lingering => {
+                (&mut held.lingering, u64::MAX, 1, "ended sessions that are still mapped", "unmap them")
+            }
         };
         if amount > limit.saturating_sub(*count) {
             let refused = QuotaError { uid, what, held: *count, limit, remedy };
@@ -105,6 +124,12 @@ impl Quotas {
         Ok(())
     }
 
+    /// Whether ended sessions that are still held keep `uid` from beginning another.
+    #[must_use]
+    pub fn lingers(&self, uid: u32) -> bool {
+        self.held.get(&uid).is_some_and(|held| held.lingering >= self.quota.lingering)
+    }
+
     /// Takes a charge back.
     pub fn give(&mut self, uid: u32, charge: Charge) {
         let held = self.held.get_mut(&uid).expect("a charge is given back once, after it was taken");
@@ -113,6 +138,7 @@ impl Quotas {
             Charge::HalfAttach => (&mut held.half_attaches, 1),
             Charge::Session => (&mut held.sessions, 1),
             Charge::RegionBytes(bytes) => (&mut held.region_bytes, bytes),
+            Charge::Lingering => (&mut held.lingering, 1),
         };
         assert!(*count >= amount, "a charge is given back once, after it was taken");
         *count -= amount;
@@ -137,14 +163,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const QUOTA: Quota = Quota { connections: 3, half_attaches: 2, sessions: 2, region_bytes: 100 };
+    const QUOTA: Quota = Quota { connections: 3, half_attaches: 2, sessions: 2, region_bytes: 100, lingering: 2 };
 
     fn charge() -> impl Strategy<Value = Charge> {
         prop_oneof![
             Just(Charge::Connection),
             Just(Charge::HalfAttach),
             Just(Charge::Session),
-            (1u64..70).prop_map(Charge::RegionBytes)
+            (1u64..70).prop_map(Charge::RegionBytes),
+            Just(Charge::Lingering)
         ]
     }
 
@@ -154,6 +181,7 @@ mod tests {
             Charge::HalfAttach => (1, 1, QUOTA.half_attaches),
             Charge::Session => (2, 1, QUOTA.sessions),
             Charge::RegionBytes(bytes) => (3, bytes, QUOTA.region_bytes),
+            Charge::Lingering => (4, 1, u64::MAX),
         }
     }
 
@@ -171,7 +199,10 @@ mod tests {
                     let sum: u64 =
                         granted.iter().filter(|(u, c)| *u == uid && kind(*c).0 == which).map(|(_, c)| kind(*c).1).sum();
                     let result = quotas.take(uid, wish);
-                    prop_assert_eq!(result.is_ok(), sum + amount <= limit);
+                    let lingering =
+                        granted.iter().filter(|(u, c)| *u == uid && *c == Charge::Lingering).count() as u64;
+                    let blocked = wish == Charge::Session && lingering >= QUOTA.lingering;
+                    prop_assert_eq!(result.is_ok(), sum + amount <= limit && !blocked);
                     if result.is_ok() {
                         granted.push((uid, wish));
                     }

@@ -21,6 +21,7 @@ pub(super) fn quota(config: &QuotaConfig) -> Quota {
         half_attaches: config.half_attaches as u64,
         sessions: config.sessions as u64,
         region_bytes: config.region_bytes,
+        lingering: inferd_ipc::limits::LINGERING_PER_UID_MAX as u64,
     }
 }
 

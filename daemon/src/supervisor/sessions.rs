@@ -146,7 +146,9 @@ impl<P> Registry<P> {
         if !session.ready {
             self.quotas.give(session.uid, Charge::HalfAttach);
         }
-        self.lingering.insert(number, (session.uid, session.region_bytes));
+        if self.quotas.take(session.uid, Charge::Lingering).is_ok() {
+            self.lingering.insert(number, (session.uid, session.region_bytes));
+        }
         Some(session)
     }
 
@@ -154,6 +156,7 @@ impl<P> Registry<P> {
     pub fn released(&mut self, number: u64) {
         if let Some((uid, bytes)) = self.lingering.remove(&number) {
             self.quotas.give(uid, Charge::RegionBytes(bytes));
+            self.quotas.give(uid, Charge::Lingering);
         }
     }
 
@@ -196,7 +199,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const QUOTA: Quota = Quota { connections: 9, half_attaches: 2, sessions: 3, region_bytes: 100 };
+    const QUOTA: Quota = Quota { connections: 9, half_attaches: 2, sessions: 3, region_bytes: 100, lingering: 2 };
 
     #[derive(Debug, Clone)]
     enum Step {
@@ -238,6 +241,7 @@ mod tests {
         fn may_begin(&self, uid: u32, bytes: u64) -> bool {
             let held: u64 = self.all.iter().filter(|s| s.0 == uid && s.3 != Life::Gone).map(|s| s.2).sum();
             self.count(uid, |l| matches!(l, Life::Half | Life::Ready)) < QUOTA.sessions as usize
+                && self.count(uid, |l| l == Life::Lingering) < QUOTA.lingering as usize
                 && self.count(uid, |l| l == Life::Half) < QUOTA.half_attaches as usize
                 && held + bytes <= QUOTA.region_bytes
         }

@@ -122,6 +122,7 @@ fn prepare(options: Options) -> Result<Supervisor, StartError> {
         controls: BTreeMap::new(),
         closing,
         lingering: Vec::new(),
+        lingering_armed: false,
         models: BTreeMap::new(),
         workers: BTreeMap::new(),
         validations: BTreeMap::new(),
