@@ -457,6 +457,9 @@ mod tests {
             Geometry { reply_slots: good.reply_base, ..good },
             Geometry { reply_base: 0, ..good },
             Geometry { request_slots: good.request_bytes, ..good },
+            Geometry { request_bytes: REGION_BYTES_MAX + PAGE, ..good },
+            Geometry { reply_bytes: REGION_BYTES_MAX + PAGE, ..good },
+            Geometry { reply_stride: SLOT_BYTES_MAX + SLOT_ALIGN, ..good },
         ];
         for g in broken {
             assert!(g.check().is_err(), "{g:?}");

@@ -414,4 +414,31 @@ mod tests {
         s.inputs[0].shape = vec![u64::MAX, 3];
         assert!(matches!(s.check(), Err(SignatureError::Limit { what: "bytes of tensor", .. })));
     }
+
+    #[test]
+    fn every_bound_of_a_signature_holds_at_its_limit_and_not_above() {
+        let of = |inputs| Signature { inputs, outputs: vec![TensorSpec::new("y", DType::U8, &[1])], stateful: false };
+        let one = |name: &str, shape: &[u64]| of(vec![TensorSpec::new(name, DType::U8, shape)]);
+        let many = |n: usize| of((0..n).map(|i| TensorSpec::new(&format!("t{i}"), DType::U8, &[1])).collect());
+        let told = |bytes: usize| {
+            let mut s = one("x", &[1]);
+            s.inputs[0].elements = "e".repeat(bytes);
+            s
+        };
+        // A slot begins with its header, and its tensors are aligned.
+        let room = crate::limits::SLOT_BYTES_MAX - crate::layout::HEADER_BYTES as u64;
+        let cases: [(Signature, Signature); 6] = [
+            (many(TENSORS_MAX), many(TENSORS_MAX + 1)),
+            (one("x", &[1; RANK_MAX]), one("x", &[1; RANK_MAX + 1])),
+            (one(&"x".repeat(TENSOR_NAME_BYTES_MAX), &[1]), one(&"x".repeat(TENSOR_NAME_BYTES_MAX + 1), &[1])),
+            (one("x", &[room]), one("x", &[TENSOR_BYTES_MAX + 1])),
+            (one("x", &[room]), one("x", &[room + 1])),
+            // Each tensor's text ends with a zero.
+            (told(ELEMENT_TEXT_BYTES_MAX - 2), told(ELEMENT_TEXT_BYTES_MAX - 1)),
+        ];
+        for (n, (good, bad)) in cases.into_iter().enumerate() {
+            assert_eq!(good.check(), Ok(()), "case {n}");
+            assert!(matches!(bad.check(), Err(SignatureError::Limit { .. })), "case {n}: {:?}", bad.check());
+        }
+    }
 }

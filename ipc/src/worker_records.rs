@@ -492,3 +492,16 @@ pub fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>, WorkerRecordError> {
 pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, WorkerRecordError> {
     Ok(serde_json::from_slice(bytes)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_over_the_limit_is_not_sent() {
+        let of = |bytes: usize| encode(&FromWorker::Refused { message: "x".repeat(bytes) });
+        let around = of(0).expect("short").len();
+        assert_eq!(of(WORKER_RECORD_BYTES_MAX - around).expect("just fits").len(), WORKER_RECORD_BYTES_MAX);
+        assert!(matches!(of(WORKER_RECORD_BYTES_MAX - around + 1), Err(WorkerRecordError::TooLong(_))));
+    }
+}

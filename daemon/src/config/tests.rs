@@ -301,3 +301,77 @@ fn what_a_change_must_show_and_what_is_kept_is_read_as_it_says() {
         assert!(error.contains(said), "{lines}: {error}");
     }
 }
+
+/// A model with this line.
+fn of_model(line: &str) -> String {
+    format!("[models.a]\npath = \"/m\"\n{line}")
+}
+
+#[test]
+fn every_bound_of_the_configuration_holds_at_its_limit_and_not_above() {
+    use inferd_ipc::limits::*;
+    let (daemon, quota) = (|key: &str| format!("[daemon]\n{key} = N"), |key: &str| format!("[quota]\n{key} = N"));
+    let bounds = [
+        (daemon("drain_ms"), DRAIN_MS_MAX),
+        (daemon("store_bytes"), STORE_BYTES_MAX),
+        (daemon("store_generations"), STORE_GENERATIONS_MAX as u64),
+        (quota("sessions"), SESSIONS_PER_UID_MAX as u64),
+        (quota("connections"), CONNECTIONS_PER_UID_MAX as u64),
+        (quota("half_attaches"), HALF_ATTACHES_PER_UID_MAX as u64),
+        (of_model("slots = N"), u64::from(SLOTS_MAX)),
+        (of_model("max_run_ms = N"), RUN_MS_MAX),
+        (of_model("load_ms = N"), LOAD_MS_MAX),
+        (of_model("spin_us = N"), SPIN_US_MAX),
+        (of_model("scheduling = \"fifo:9\"\nspin_us = N"), SPIN_US_FIFO_MAX),
+        (of_model("record_steps = N"), u64::from(RECORD_STEPS_MAX)),
+        (of_model("record_bytes = N"), RECORD_BYTES_MAX),
+        (of_model("gate = { shadow = N }"), u64::from(SHADOW_STEPS_MAX)),
+        (of_model("gate = { shadow = \"Ns\" }"), SHADOW_MS_MAX / 1000),
+    ];
+    for (text, most) in bounds {
+        let with = |n: u64| text.replace('N', &n.to_string());
+        load_text(&with(most)).unwrap_or_else(|e| panic!("{}: {e}", with(most)));
+        let error = error_of(&with(most + 1));
+        assert!(error.contains(&most.to_string()), "{}: {error}", with(most + 1));
+    }
+    let options = |n: usize| {
+        let all: Vec<String> = (0..n).map(|i| format!("o{i} = 1")).collect();
+        of_model(&format!("options = {{ {} }}", all.join(", ")))
+    };
+    let models = |n: usize| (0..n).map(|i| format!("[models.m{i}]\npath = \"/m\"\n")).collect::<String>();
+    let name = |n: usize| format!("[models.{}]\npath = \"/m\"", "x".repeat(n));
+    let long = |n: usize| "#".repeat(n);
+    for (text, most) in [
+        (&options as &dyn Fn(usize) -> String, OPTIONS_MAX),
+        (&models, MODELS_MAX),
+        (&name, MODEL_NAME_BYTES_MAX),
+        (&long, CONFIG_BYTES_MAX as usize),
+    ] {
+        load_text(&text(most)).unwrap_or_else(|e| panic!("{most}: {e}"));
+        let errors = load_text(&text(most + 1)).expect_err("one more than the limit");
+        assert!(errors.to_string().contains(&most.to_string()), "{errors}");
+    }
+    let dir = folder("", &[]);
+    for i in 0..=CONFIG_DROPINS_MAX {
+        fs::write(dir.path().join(format!("inferd.d/{i:03}.toml")), "").expect("written");
+        assert_eq!(load(&dir).is_ok(), i < CONFIG_DROPINS_MAX, "{} drop-ins", i + 1);
+    }
+}
+
+#[test]
+fn what_nobody_configured_is_the_default_of_the_limits() {
+    use inferd_ipc::limits::*;
+    let config = load_text(&of_model("")).expect("sound");
+    let (m, q, d) = (&config.models["a"], &config.quota, &config.daemon);
+    assert_eq!(
+        (m.slots, m.spin_us, m.max_run_ms, m.load_ms),
+        (SLOTS_DEFAULT, SPIN_US_DEFAULT, RUN_MS_DEFAULT, LOAD_MS_DEFAULT)
+    );
+    assert_eq!(
+        (q.sessions, q.connections, q.half_attaches),
+        (SESSIONS_PER_UID_MAX, CONNECTIONS_PER_UID_MAX, HALF_ATTACHES_PER_UID_MAX)
+    );
+    assert_eq!((q.region_bytes, d.drain_ms), (REGION_BYTES_PER_UID_MAX, DRAIN_MS_DEFAULT));
+    assert_eq!((d.store_bytes, d.store_generations), (STORE_BYTES_DEFAULT, STORE_GENERATIONS_DEFAULT));
+    assert_eq!(m.record.bytes, RECORD_BYTES_DEFAULT);
+}
