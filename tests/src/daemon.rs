@@ -1,14 +1,16 @@
 //! A daemon of its own for every test: private directories, a configuration written for the test, an end.
 //!
 //! Start waits for READY=1 on a notify socket. Dropping a daemon stops it in the orderly way and then requires
-//! what every test requires: exit 0, no child left, nothing left in the runtime directory or `/dev/shm`.
+//! what every test requires: nothing of a session left in its processes ([`crate::ending`]), exit 0, no child left, nothing
+//! left in the runtime directory or `/dev/shm`.
 //! When the test has failed already, the daemon's log is printed instead.
 
 use crate::control::Control;
 use crate::driver::Driver;
+use crate::ending::Beginning;
 use crate::model::Model;
 use crate::places;
-use crate::process::{self, Footprint};
+use crate::process::{self, Footprint, holds_open};
 use crate::within;
 use inferd_ipc::control::{
     Command as Rpc, HistoryEntry, ModelAnswer, Reload, ReloadAnswer, RpcError, SessionAnswer, StatusAnswer,
@@ -88,6 +90,7 @@ impl DaemonConfig {
             started: Instant::now(),
             ready_after: Duration::ZERO,
             wrapper: None,
+            beginning: None,
         };
         daemon.write_config();
         daemon
@@ -131,6 +134,7 @@ pub struct Daemon {
     started: Instant,
     ready_after: Duration,
     wrapper: Option<Vec<String>>,
+    beginning: Option<Beginning>,
 }
 
 impl Daemon {
@@ -180,6 +184,29 @@ impl Daemon {
         self.wrapper = Some(words.iter().map(|w| (*w).to_owned()).chain(rest(&line)).collect());
     }
 
+    /// Runs it from now on as another user, with programs of its own in its folder (needs root and `setpriv`).
+    ///
+    /// # Panics
+    /// When the disk refuses.
+    pub fn run_as(&mut self, uid: u32) {
+        let bin = self.dir().join("bin");
+        fs::create_dir_all(&bin).expect("our own folder");
+        for program in ["inferd", "inferd-worker"] {
+            fs::copy(places::program(program), bin.join(program)).expect("our own folder");
+        }
+        for dir in [self.runtime_dir(), self.state_dir()] {
+            fs::create_dir_all(&dir).expect("our own folder");
+            std::os::unix::fs::chown(&dir, Some(uid), Some(uid)).expect("root may");
+        }
+        let (inferd, config, run) = (bin.join("inferd"), self.config_file(), self.runtime_dir());
+        let [inferd, config, run] = [inferd, config, run].map(|path| path.display().to_string());
+        let ids = [format!("--reuid={uid}"), format!("--regid={uid}")];
+        let words =
+            ["setpriv", &ids[0], &ids[1], "--clear-groups", "--", &inferd, "--config", &config, "--runtime-dir", &run];
+        let words = words.map(str::to_owned).into();
+        self.wrapper = Some(words);
+    }
+
     /// The command that starts this daemon.
     #[must_use]
     pub fn command(&self) -> Command {
@@ -226,6 +253,8 @@ impl Daemon {
         let notify = self.dir().join("notify");
         fs::remove_file(&notify).ok();
         let socket = UnixDatagram::bind(&notify).expect("a notify socket");
+        // A daemon of another user may write there, too.
+        fs::set_permissions(&notify, fs::Permissions::from_mode(0o777)).expect("our own socket");
         socket.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
         fs::create_dir_all(self.runtime_dir()).expect("a runtime folder");
         let log = File::options().create(true).append(true).open(self.dir().join("log")).expect("a log file");
@@ -238,6 +267,7 @@ impl Daemon {
             let said = socket.recv(&mut message).map(|n| String::from_utf8_lossy(&message[..n]));
             if said.is_ok_and(|text| text.lines().any(|l| l == "READY=1")) {
                 self.ready_after = self.started.elapsed();
+                self.beginning = Beginning::of(self.pid());
                 return Ok(());
             }
             if let Some(status) = self.child.as_mut().and_then(|c| c.try_wait().ok().flatten()) {
@@ -417,8 +447,10 @@ impl Daemon {
     /// # Panics
     /// When the end is not clean.
     pub fn stop(&mut self) {
+        let settled = self.beginning.take().map_or(Ok(()), |beginning| beginning.settled());
         self.signal(Signal::SIGTERM);
         self.ended(STOP_TIME);
+        assert_eq!(settled, Ok(()), "before the end");
     }
 
     /// Waits for the end that was asked for, and requires that it is clean.
@@ -443,6 +475,12 @@ impl Daemon {
         assert_eq!(process::segments(), Vec::<String>::new(), "left in /dev/shm");
     }
 
+    /// What its processes hold and no live session accounts for, as every scenario's end asks.
+    #[must_use]
+    pub fn left(&self) -> Vec<String> {
+        self.beginning.as_ref().map(Beginning::left).unwrap_or_default()
+    }
+
     /// What supervisor and workers hold now.
     #[must_use]
     pub fn footprint(&self) -> Vec<Footprint> {
@@ -463,7 +501,8 @@ impl Daemon {
         while since.elapsed() < Duration::from_millis(150) {
             std::thread::sleep(Duration::from_millis(10));
             let now = self.footprint();
-            if now != last {
+            // A generation that is still being stored is held until it is.
+            if now != last || holds_open(self.pid(), ".partial") {
                 (last, since) = (now, Instant::now());
             }
             assert!(Instant::now() < end, "supervisor and workers do not come to rest: {last:#?}");

@@ -7,10 +7,9 @@
 use crate::daemon::Daemon;
 use crate::driver::Driver;
 use crate::process::{Footprint, children, private_bytes};
+use crate::promises::BACK_AT_BASELINE;
 use std::time::{Duration, Instant};
 
-/// How long a process may take to give back what it held (threat model, promise 7).
-const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// Nothing may have changed for this long when a baseline is taken.
 const STILL: Duration = Duration::from_millis(200);
 
@@ -81,7 +80,7 @@ impl Baseline {
     /// # Panics
     /// When something is left after two seconds.
     pub fn holds_again(&self, daemon: &Daemon, clients: &[&Driver], slack: u64) -> Memory {
-        let end = Instant::now() + SETTLE_TIME;
+        let end = Instant::now() + BACK_AT_BASELINE;
         loop {
             let (now, grown) = (look(daemon, clients), memory(daemon, clients));
             let small = [

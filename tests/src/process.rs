@@ -49,6 +49,13 @@ impl Footprint {
     }
 }
 
+/// Whether a process has a file of this name open.
+#[must_use]
+pub fn holds_open(pid: u32, name: &str) -> bool {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|target| target.ends_with(name))
+}
+
 /// The length of a line of `/proc/PID/maps`.
 fn range_bytes(line: &str) -> Option<u64> {
     let (from, to) = line.split_whitespace().next()?.split_once('-')?;

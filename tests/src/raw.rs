@@ -100,6 +100,42 @@ impl RawAttach {
         }
     }
 
+    /// The whole way to a session, or the status that the daemon refused it with; none when it hung up or said nothing.
+    ///
+    /// # Errors
+    /// The status.
+    pub fn try_attach(runtime_dir: &Path, wish: &Attach) -> Result<RawSession, Option<u32>> {
+        let raw = RawAttach::connect(runtime_dir).map_err(|_| None)?;
+        let sent = raw.send(wish.as_bytes(), &[]);
+        // A refusal at the door may have come before.
+        let (bytes, fds) = raw.hear().ok_or(None)?;
+        let attached: Attached = attach::parse(&bytes, RecordKind::Attached).map_err(|_| None)?;
+        if attached.status != AttachStatus::Ok as u32 || sent.is_err() {
+            return Err(Some(attached.status));
+        }
+        let session = RawSession::try_map(raw, &attached, fds).ok_or(None)?;
+        let mapped = Mapped { head: attach::head(RecordKind::Mapped, size_of::<Mapped>()) };
+        session.attach.send(mapped.as_bytes(), &[]).map_err(|_| None)?;
+        let (bytes, _) = session.attach.hear().ok_or(None)?;
+        match attach::parse::<Ready>(&bytes, RecordKind::Ready) {
+            Ok(ready) if ready.status == AttachStatus::Ok as u32 => Ok(session),
+            Ok(ready) => Err(Some(ready.status)),
+            Err(_) => Err(None),
+        }
+    }
+
+    /// The next record; none when the daemon has hung up, or says nothing.
+    #[must_use]
+    pub fn hear(&self) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+        readable(&self.socket, RECORD_TIME).then(|| self.receive())?
+    }
+
+    /// Whether the daemon has hung up already, or sent something.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        readable(&self.socket, Duration::ZERO)
+    }
+
     /// The whole way to a session.
     ///
     /// # Panics
@@ -148,14 +184,20 @@ impl RawSession {
     /// When the regions are not there.
     #[must_use]
     pub fn map(attach: RawAttach, attached: &Attached, fds: Vec<OwnedFd>) -> RawSession {
-        let [request_fd, reply_fd, doorbell] = <[OwnedFd; 3]>::try_from(fds).expect("three descriptors");
-        let backing = Backing::from_number(attached.backing).expect("a backing");
+        RawSession::try_map(attach, attached, fds).expect("three descriptors of regions")
+    }
+
+    /// The same; none when the regions are not there (any more).
+    #[must_use]
+    pub fn try_map(attach: RawAttach, attached: &Attached, fds: Vec<OwnedFd>) -> Option<RawSession> {
+        let [request_fd, reply_fd, doorbell] = <[OwnedFd; 3]>::try_from(fds).ok()?;
+        let backing = Backing::from_number(attached.backing)?;
         let g = attached.geometry;
-        let map = |fd: &OwnedFd, bytes, access| region::map(fd.as_fd(), bytes, access, backing).expect("a region");
-        let requests = map(&request_fd, g.request_bytes, Access::ReadWrite);
-        let replies = map(&reply_fd, g.reply_bytes, Access::ReadOnly);
-        let (_, signature) = region::read_signature(&replies, g.reply_base).expect("a signature");
-        RawSession { attach, attached: *attached, request_fd, reply_fd, doorbell, requests, replies, signature }
+        let map = |fd: &OwnedFd, bytes, access| region::map(fd.as_fd(), bytes, access, backing).ok();
+        let requests = map(&request_fd, g.request_bytes, Access::ReadWrite)?;
+        let replies = map(&reply_fd, g.reply_bytes, Access::ReadOnly)?;
+        let (_, signature) = region::read_signature(&replies, g.reply_base).ok()?;
+        Some(RawSession { attach, attached: *attached, request_fd, reply_fd, doorbell, requests, replies, signature })
     }
 
     /// Says MAPPED and returns the status of READY.
@@ -244,6 +286,22 @@ impl RawSession {
             assert!(Instant::now() < end, "no reply {r} within {RECORD_TIME:?}");
             std::thread::sleep(Duration::from_micros(50));
         }
+    }
+
+    /// Waits for reply `r`, or for the end of the session; says whether the reply came.
+    #[must_use]
+    pub fn answered_or_over(&self, r: u64) -> bool {
+        let end = Instant::now() + RECORD_TIME;
+        while Instant::now() < end {
+            if self.reply(r).is_some() {
+                return true;
+            }
+            if self.attach.is_over() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        false
     }
 
     /// Says that the first `count` replies are released.

@@ -57,7 +57,9 @@ impl Campaign {
     }
 }
 
-fn is_campaign() -> bool {
+/// Whether this run is a campaign.
+#[must_use]
+pub fn is_campaign() -> bool {
     std::env::var_os("INFERD_CAMPAIGN").is_some_and(|v| !v.is_empty())
 }
 

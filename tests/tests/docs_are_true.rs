@@ -1,4 +1,4 @@
-//! The pages that repeat code are compared with it: limits, semantics, control commands, README.
+//! The pages that repeat code are compared with it: limits, specification, threat model, semantics, control commands, README.
 //!
 //! `INFERD_BLESS=1` rewrites docs/limits.md, the one page that is generated. The keys of docs/configuration.md are the
 //! affair of daemon/tests/documented_keys.rs, which asks the daemon's own reader.
@@ -64,7 +64,7 @@ fn limits_md_is_what_limits_rs_says() {
 fn test_names() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let mut folders = vec![repository().join("tests/tests"), repository().join("tests/src")];
-    for member in ["ipc", "daemon", "worker", "client-rs", "tools"] {
+    for member in ["ipc", "daemon", "worker", "worker-ort", "worker-torch", "client-rs", "tools"] {
         folders.extend(["src", "tests"].map(|part| repository().join(member).join(part)));
     }
     while let Some(folder) = folders.pop() {
@@ -113,6 +113,88 @@ fn every_row_and_rule_of_semantics_md_is_held_by_tests_that_exist() {
     }
     assert_eq!((rows, rules), (11, 10), "semantics.md has 11 outcomes and 10 rules, each with what holds it");
     assert!(wrong.is_empty(), "docs/semantics.md: {wrong:#?}");
+}
+
+/// What a cell says holds something, where nothing of that name exists.
+fn holds_nothing(held_by: &str, tests: &BTreeSet<String>) -> Vec<String> {
+    let mut found = 0;
+    let mut wrong = Vec::new();
+    for name in quoted(held_by) {
+        found += 1;
+        let is_there = match name.contains('/') {
+            true => repository().join(name).exists(),
+            false => tests.contains(name) || repository().join(format!("tests/benches/{name}.rs")).exists(),
+        };
+        if !is_there {
+            wrong.push(format!("there is no `{name}`"));
+        }
+    }
+    if found == 0 && !held_by.contains("](") {
+        wrong.push(format!("held by nothing: {held_by}"));
+    }
+    wrong
+}
+
+/// Cells of a table's rows that begin with a quoted name and a value: name, value, and what holds it.
+fn valued_rows(page: &str) -> Vec<(String, u64, String)> {
+    let of = |line: &str| {
+        let cells: Vec<&str> = line.trim_end_matches(['|', ' ']).split('|').map(str::trim).collect();
+        let name = cells.get(1)?.strip_prefix('`')?.strip_suffix('`')?;
+        Some((name.to_owned(), cells.get(2)?.parse().ok()?, (*cells.last()?).to_owned()))
+    };
+    page.lines().filter_map(of).collect()
+}
+
+#[test]
+fn the_specification_lists_every_number_with_its_value_and_what_holds_it() {
+    let page = read("docs/specification.md");
+    let tests = test_names();
+    let listed = valued_rows(&page);
+    let promised = inferd_tests::promises::TABLE.iter().map(|(name, value)| ((*name).to_owned(), *value));
+    let due: Vec<(String, u64)> = promised.chain(TABLE.iter().map(|l| (l.name.to_lowercase(), l.value))).collect();
+    let mut wrong = Vec::new();
+    for (name, value) in &due {
+        match listed.iter().filter(|row| row.0 == *name).collect::<Vec<_>>()[..] {
+            [(_, says, held_by)] => {
+                if says != value {
+                    wrong.push(format!("{name} is {value}, not {says}"));
+                }
+                wrong.extend(holds_nothing(held_by, &tests).into_iter().map(|what| format!("{name}: {what}")));
+                let file = held_by.strip_prefix("code: ").and_then(|rest| quoted(rest).next());
+                if file.is_some_and(|file| !read(file).contains(&name.to_uppercase())) {
+                    wrong.push(format!("{name}: its file does not use it"));
+                }
+            }
+            ref rows => wrong.push(format!("{name} has {} rows", rows.len())),
+        }
+    }
+    let known = |name: &String| due.iter().any(|(due, _)| due == name);
+    wrong.extend(listed.iter().filter(|row| !known(&row.0)).map(|row| format!("{} is no number of the code", row.0)));
+    let bars: Vec<&str> = page.lines().filter(|line| line.contains("| bench `")).collect();
+    let absent = |line: &&str| holds_nothing(line.rsplit("bench").next().unwrap_or(""), &tests);
+    wrong.extend(bars.iter().flat_map(absent));
+    assert!(wrong.is_empty() && bars.len() >= 5, "docs/specification.md: {wrong:#?}");
+}
+
+#[test]
+fn every_line_of_the_threat_model_is_held_by_tests_that_exist() {
+    let page = read("docs/threat-model.md");
+    let tests = test_names();
+    let (mut promises, mut rows, mut mechanisms, mut wrong) = (0, 0, 0, Vec::new());
+    for line in page.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.trim_end_matches(['|', ' ']).split('|').map(str::trim).collect();
+        let (first, last) = (cells[1], cells[cells.len() - 1]);
+        match (cells.len(), first.parse::<u32>()) {
+            (_, Err(_)) if ["#", "row", "mechanism"].contains(&first) || first.starts_with('-') => continue,
+            (4, Ok(_)) => promises += 1,
+            (5, Ok(_)) => rows += 1,
+            (3, Err(_)) => mechanisms += 1,
+            _ => wrong.push(format!("what table is this of? {line}")),
+        }
+        wrong.extend(holds_nothing(last, &tests).into_iter().map(|what| format!("{first}: {what}")));
+    }
+    assert_eq!((promises, rows), (7, 14), "seven promises, fourteen kinds of tests");
+    assert!(mechanisms >= 10 && wrong.is_empty(), "docs/threat-model.md: {wrong:#?}");
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! The harness tests itself: a ledger that could not fail, or a driver that could not count, would prove nothing.
 
+use inferd_ipc::layout::Queue;
+use inferd_ipc::limits::STAGING_THREADS;
 use inferd_tests::answer::{FNV_START, fill, fnv1a};
-use inferd_tests::{Model, ms, scenarios};
+use inferd_tests::raw::RawAttach;
+use inferd_tests::{Model, ms, scenarios, within};
+use std::os::fd::AsRawFd;
 
 scenarios! {
     fn a_ledger_with_one_dropped_reply_fails(case) {
@@ -87,4 +91,26 @@ scenarios! {
         inferd_tests::within(ms(1000), "the session has ended", || daemon.sessions().is_empty());
         robot.quit();
     }
+}
+
+#[test]
+fn a_scenario_without_leaks_ends_and_every_kind_of_leak_is_found() {
+    let _turn = inferd_tests::turn();
+    let model = Model::counter("m").queue(4, "in_order");
+    let daemon = inferd_tests::DaemonConfig::new(inferd_ipc::layout::Backing::Memfd).model(model).start();
+    let started = inferd_tests::process::threads(daemon.pid()).len();
+    assert_eq!(started, 2 + STAGING_THREADS, "the loop, the store, and those that copy model files");
+    let attach = || RawAttach::attach(&daemon.runtime_dir(), "m", 4, Queue::InOrder);
+    let session = attach();
+    session.publish(0, &session.header(0), &[&[0x3e; 64]]);
+    let _ = session.wait(0);
+    within(ms(2000), "a live session accounts for what it holds", || daemon.left().is_empty());
+    // A session that has ended, and whose regions a client keeps mapped, is what a leak looks like from outside.
+    nix::sys::socket::shutdown(session.attach.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both).expect("ours");
+    within(ms(2000), "its end is seen", || daemon.sessions().is_empty());
+    std::thread::sleep(ms(100));
+    let left = daemon.left();
+    assert!(left.iter().any(|what| what.contains("sessions for its connections")), "{left:?}");
+    drop(session);
+    within(ms(2000), "nothing is left once it is unmapped", || daemon.left().is_empty());
 }

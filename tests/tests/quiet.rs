@@ -6,6 +6,7 @@
 
 use inferd_ipc::limits::ATTACH_GRACE_MS;
 use inferd_tests::process::{rss_bytes, threads, voluntary_switches};
+use inferd_tests::promises::{IDLE_WAKE_UPS_PER_S_MAX, SUPERVISOR_RSS_BYTES_MAX, WORKER_RSS_BYTES_MAX};
 use inferd_tests::strace::{has_strace, system_calls};
 use inferd_tests::{Case, Client, Daemon, Driver, Model, ms, scenarios, skip};
 
@@ -92,7 +93,7 @@ scenarios! {
             let after: Vec<u64> = pids.iter().map(|p| voluntary_switches(*p)).collect();
             for ((pid, before), after) in pids.iter().zip(before).zip(after) {
                 let woke = after - before;
-                assert!(woke <= seconds + 1, "process {pid} woke up {woke} times in {seconds} s (sessions: {attached})");
+                assert!(woke <= seconds * IDLE_WAKE_UPS_PER_S_MAX + 1, "process {pid} woke up {woke} times in {seconds} s (sessions: {attached})");
             }
         }
     }
@@ -111,8 +112,8 @@ fn the_supervisor_stays_below_10_mb_and_an_echo_worker_below_15_with_two_threads
     }
     let (supervisor, worker) = (rss_bytes(daemon.pid()), rss_bytes(daemon.worker("m")));
     println!("resident: supervisor {} KiB, worker {} KiB", supervisor >> 10, worker >> 10);
-    assert!(supervisor <= 10_000_000, "supervisor: {supervisor} B");
-    assert!(worker <= 15_000_000, "worker: {worker} B");
+    assert!(supervisor <= SUPERVISOR_RSS_BYTES_MAX, "supervisor: {supervisor} B");
+    assert!(worker <= WORKER_RSS_BYTES_MAX, "worker: {worker} B");
     assert_eq!(threads(daemon.worker("m")).len(), 2, "one executor, one control thread");
     let status = daemon.status();
     assert!(status.rss_bytes.abs_diff(supervisor) < 1_000_000, "what `status` says: {}", status.rss_bytes);

@@ -1,0 +1,84 @@
+//! Descriptors whose last close takes long, left in messages to the daemon.
+//!
+//! `linger count=N socket=attach|control seconds=S`: each message carries a TCP socket that is full of unsent bytes and
+//! lingers for S seconds when it is closed; the sender's own copy is closed at once, so that whoever throws the message
+//! away waits. Some are the first message of a connection, some come behind a good one, some with many descriptors.
+
+use crate::Deed;
+use inferd_ipc::fdpass;
+use inferd_tests::raw::wish;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket,
+    sockopt::{Linger, RcvBuf, SndBuf},
+};
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
+
+/// Ends of lingering sockets that are kept open, unread: once theirs is closed, the close of the other does not linger.
+const KEPT: usize = 200;
+
+fn lingering(listener: &TcpListener, seconds: i32) -> (TcpStream, TcpStream) {
+    // Small buffers are soon full.
+    let mut full = TcpStream::connect(listener.local_addr().expect("bound")).expect("loopback");
+    let (unread, _) = listener.accept().expect("a peer");
+    full.set_nonblocking(true).expect("ours");
+    setsockopt(&full, SndBuf, &4096).expect("ours");
+    let bytes = [0; 64 << 10];
+    while full.write(&bytes).is_ok() {}
+    setsockopt(&full, Linger, &libc::linger { l_onoff: 1, l_linger: seconds }).expect("ours");
+    (full, unread)
+}
+
+fn dial(deed: &Deed) -> Option<OwnedFd> {
+    let (kind, name) = match deed.word("socket") {
+        "control" => (SockType::Stream, "control.sock"),
+        _ => (SockType::SeqPacket, "attach.sock"),
+    };
+    let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).ok()?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(&deed.dir.join(name)).ok()?).ok()?;
+    Some(fd)
+}
+
+/// See the file.
+pub fn run(deed: &Deed) -> Value {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    setsockopt(&listener, RcvBuf, &4096).expect("ours");
+    let mut kept = VecDeque::new();
+    let (mut sent, mut refused, mut unreachable) = (0u64, 0u64, 0u64);
+    let end = Instant::now() + Duration::from_secs(deed.number("at_most_s", 20));
+    for i in 0..deed.number("count", 10) {
+        if Instant::now() > end {
+            break;
+        }
+        let Some(there) = dial(deed) else {
+            unreachable += 1;
+            std::thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        let (full, unread) = lingering(&listener, deed.number("seconds", 1) as i32);
+        let good = wish("m", 4, None);
+        let many = if i % 5 == 0 { 200 } else { 1 };
+        if i % 3 == 0 {
+            let first = if deed.word("socket") == "control" { &b"\n"[..] } else { good.as_bytes() };
+            let _ = fdpass::send(&there, first, &[]);
+        }
+        match fdpass::send(&there, good.as_bytes(), &vec![full.as_fd(); many]) {
+            Ok(()) => sent += 1,
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => refused += 1,
+            Err(_) => unreachable += 1,
+        }
+        drop(full);
+        kept.push_back(unread);
+        if kept.len() > KEPT {
+            kept.pop_front();
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(Duration::from_millis(deed.number("hold_ms", 100)));
+    json!({ "sent": sent, "refused": refused, "unreachable": unreachable })
+}
