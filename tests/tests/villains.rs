@@ -78,7 +78,7 @@ fn flipped_words_and_payloads_spoil_only_their_own_session() {
     beside("row 7", config(), |daemon, beside| {
         // A round is so many writes; a million here, and a hundred million in a campaign.
         let writes = 125_000;
-        let mut rounds = Rounds::long("row 7: rounds of 125,000 writes", 8, 800, 4, 40);
+        let mut rounds = Rounds::of("row 7: rounds of 125,000 writes");
         let mut made = 0;
         while rounds.another() {
             let (n, seed) = (rounds.done(), rounds.seed() >> 1);
@@ -224,7 +224,7 @@ fn half_attaches_and_floods_meet_their_quotas_and_the_control_socket_answers() {
         let report = beside.during(Villain::start(daemon, Tongue::C, villain_uid(), "half count=24 hold_ms=100"), LATE);
         assert_eq!((answers(&report, "ok"), answers(&report, "quota")), (half, 8), "{report}");
         // A thousand connections here; a hundred thousand in a campaign.
-        let mut rounds = Rounds::long("row 10: floods of 250 connections", 4, 400, 2, 15);
+        let mut rounds = Rounds::of("row 10: floods of 250 connections");
         while rounds.another() {
             let deed = format!("flood count=250 seconds=10 seed={}", rounds.seed() >> 1);
             let report = beside.during(Villain::start(daemon, Tongue::Rust, villain_uid(), &deed), LATE);
@@ -334,7 +334,7 @@ fn a_full_dev_shm_refuses_sessions_that_do_not_fit_and_recovers() {
 fn a_forked_session_stays_its_parents_whoever_dies_first() {
     let _turn = turn();
     beside("row 5, forks", config(), |daemon, beside| {
-        let mut rounds = Rounds::long("row 5: rounds of 25 forks", 4, 80, 2, 20);
+        let mut rounds = Rounds::of("row 5: rounds of 25 forks");
         while rounds.another() {
             let deed = format!("fork rounds=25 seed={}", rounds.seed() >> 1);
             let report = beside.during(Villain::start(daemon, Tongue::Rust, villain_uid(), &deed), LATE);
@@ -362,7 +362,7 @@ fn a_client_that_is_stopped_again_and_again_loses_nothing_and_delays_nobody() {
             sleeper.ok("attach model=m slots=4");
             Some(sleeper)
         });
-        let mut rounds = Rounds::long("row 5: clients stopped", 100, 2_000, 50, 12);
+        let mut rounds = Rounds::of("row 5: clients stopped");
         while rounds.another() {
             for sleeper in sleepers.iter_mut().flatten() {
                 sleeper.begin("loop n=40 depth=4 check=count");
