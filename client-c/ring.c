@@ -165,6 +165,11 @@ int ifd_absorb(struct inferd_session *s)
 /* The oldest remembered reply whose request is `request` or newer. False if that may be one that is forgotten. */
 static bool answering(struct inferd_session *s, uint64_t request, uint64_t *reply)
 {
+    /* Nearly always the newest reply: no search. */
+    if (s->next_reply != 0 && record(s, s->next_reply - 1)->header.request == request) {
+        *reply = s->next_reply - 1;
+        return true;
+    }
     uint64_t low = s->next_reply > IFD_HISTORY ? s->next_reply - IFD_HISTORY : 0, high = s->next_reply;
     uint64_t oldest = low;
     while (low < high) {

@@ -29,6 +29,7 @@ elements!(
 );
 
 /// Checks that `T` holds this tensor's elements.
+#[inline]
 pub(crate) fn check_dtype<T: Element>(tensor: &TensorSpec, index: usize) -> Result<(), Error> {
     if T::DTYPES.is_empty() || T::DTYPES.contains(&tensor.dtype) {
         return Ok(());
@@ -38,8 +39,19 @@ pub(crate) fn check_dtype<T: Element>(tensor: &TensorSpec, index: usize) -> Resu
 
 /// Checks dtype and that `count` elements of `T` are the whole tensor.
 pub(crate) fn check_whole<T: Element>(tensor: &TensorSpec, index: usize, count: usize) -> Result<(), Error> {
+    check_sized::<T>(tensor, tensor.bytes(), index, count)
+}
+
+/// The same, of a tensor whose bytes were worked out before: on the way of a request.
+#[inline]
+pub(crate) fn check_sized<T: Element>(
+    tensor: &TensorSpec,
+    bytes: u64,
+    index: usize,
+    count: usize,
+) -> Result<(), Error> {
     check_dtype::<T>(tensor, index)?;
-    if (count as u64).checked_mul(size_of::<T>() as u64) == Some(tensor.bytes()) {
+    if (count as u64).checked_mul(size_of::<T>() as u64) == Some(bytes) {
         return Ok(());
     }
     Err(Error::Tensor { index, what: "the slice has another length than the tensor; give all elements, row-major" })

@@ -33,6 +33,8 @@ pub(crate) struct Link {
     inputs: Places,
     outputs: Places,
     armed: bool,
+    /// Named segments, which another process may truncate.
+    guarded: bool,
     pub(crate) signature: Signature,
     pub(crate) generation: u32,
     pub(crate) session: u64,
@@ -65,6 +67,7 @@ impl Link {
             inputs: Places::new(&parts.signature.inputs),
             outputs: Places::new(&parts.signature.outputs),
             armed: false,
+            guarded: parts.backing == Backing::Posix,
             signature: parts.signature,
             generation: parts.generation,
             session: parts.session,
@@ -72,6 +75,18 @@ impl Link {
             daemon_version: parts.daemon_version,
             backing: parts.backing,
         }
+    }
+
+    /// Bytes of input `i`, which exists.
+    #[inline]
+    pub(crate) fn input_bytes(&self, i: usize) -> u64 {
+        self.inputs.0[i].1
+    }
+
+    /// Bytes of output `i`, which exists.
+    #[inline]
+    pub(crate) fn output_bytes(&self, i: usize) -> u64 {
+        self.outputs.0[i].1
     }
 
     pub(crate) fn slots(&self) -> u32 {
@@ -82,6 +97,7 @@ impl Link {
         self.requester.geometry().queue()
     }
 
+    #[inline]
     pub(crate) fn state(&mut self) -> ServingState {
         self.requester.state()
     }
@@ -157,8 +173,9 @@ impl Link {
     }
 
     /// Whether a page of a named segment vanished.
+    #[inline]
     pub(crate) fn damaged(&self) -> bool {
-        self.regions.iter().any(Mem::damaged)
+        self.guarded && self.regions.iter().any(Mem::damaged)
     }
 
     pub(crate) fn poll_fd(&self) -> BorrowedFd<'_> {

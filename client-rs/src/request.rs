@@ -4,7 +4,7 @@
 //! as slices. Dropping a request without submitting it publishes nothing.
 
 use crate::clock::{as_ns, now_ns};
-use crate::element::{Element, check_dtype, check_whole};
+use crate::element::{Element, check_dtype, check_sized};
 use crate::error::Error;
 use crate::reply::Ticket;
 use crate::session::Session;
@@ -52,7 +52,7 @@ impl<'s> Request<'s> {
     /// [`Error::Tensor`] when there is no such input, or `from` has another dtype or length (`u8` gives the
     /// raw bytes of any tensor).
     pub fn write<T: Element>(&mut self, i: usize, from: &[T]) -> Result<(), Error> {
-        check_whole::<T>(self.input(i)?, i, from.len())?;
+        check_sized::<T>(self.input(i)?, self.session.input_bytes(i), i, from.len())?;
         self.session.input_mut(i).copy_from_slice(from.as_bytes());
         Ok(())
     }

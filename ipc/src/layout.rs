@@ -5,6 +5,7 @@
 //! at offsets that the daemon chooses per session ([`Geometry`]), so that many rings do not share
 //! cache sets. Geometry is fixed at attach; both sides keep it in private memory.
 
+use crate::cursor::Cursor;
 use crate::limits::{REGION_BYTES_MAX, SLOT_BYTES_MAX, SLOTS_MAX};
 use crate::signature::{Signature, slot_offsets};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -192,6 +193,59 @@ pub struct ReplyHeader {
     pub skipped: u32,
     /// Steps of this session that ended `ok` so far: the state's version.
     pub step: u64,
+}
+
+/// Words of a header.
+pub const HEADER_WORDS: usize = HEADER_BYTES / 8;
+
+/// Two fields that share a word: the first one lies lower.
+#[inline]
+const fn pair(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+#[inline]
+const fn halves(word: u64) -> (u32, u32) {
+    (word as u32, (word >> 32) as u32)
+}
+
+impl RequestHeader {
+    /// The header as its line's words, `seq` first: headers travel in registers, not through a buffer of bytes.
+    #[must_use]
+    #[inline]
+    pub const fn words(&self) -> [u64; HEADER_WORDS] {
+        let (label, labels) = (self.observation_id, pair(self.flags, self.executed));
+        let [r0, r1] = self.reserved;
+        [self.seq, label, self.t_submit_ns, self.deadline_ns, labels, self.reset_seq, r0, r1]
+    }
+
+    /// The header that these words are.
+    #[must_use]
+    #[inline]
+    pub const fn from_words(words: [u64; HEADER_WORDS]) -> RequestHeader {
+        let [seq, observation_id, t_submit_ns, deadline_ns, labels, reset_seq, r0, r1] = words;
+        let (flags, executed) = halves(labels);
+        RequestHeader { seq, observation_id, t_submit_ns, deadline_ns, flags, executed, reset_seq, reserved: [r0, r1] }
+    }
+}
+
+impl ReplyHeader {
+    /// As [`RequestHeader::words`].
+    #[must_use]
+    #[inline]
+    pub const fn words(&self) -> [u64; HEADER_WORDS] {
+        let (outcome, origin) = (pair(self.status, self.flags), pair(self.generation, self.skipped));
+        [self.seq, self.request, self.observation_id, self.t_start_ns, self.t_done_ns, outcome, origin, self.step]
+    }
+
+    /// The header that these words are.
+    #[must_use]
+    #[inline]
+    pub const fn from_words(words: [u64; HEADER_WORDS]) -> ReplyHeader {
+        let [seq, request, observation_id, t_start_ns, t_done_ns, outcome, origin, step] = words;
+        let ((status, flags), (generation, skipped)) = (halves(outcome), halves(origin));
+        ReplyHeader { seq, request, observation_id, t_start_ns, t_done_ns, status, flags, generation, skipped, step }
+    }
 }
 
 const _: () = assert!(size_of::<RequestHeader>() == HEADER_BYTES, "one cache line");
@@ -389,6 +443,16 @@ impl Geometry {
         (self.reply_slots + (r % u64::from(reply_count(self.slots))) * self.reply_stride) as usize
     }
 
+    /// The request ring's slots, from number 0 on.
+    pub(crate) fn request_cursor(&self) -> Cursor {
+        Cursor::new(self.request_slots, self.request_stride, u64::from(self.slots))
+    }
+
+    /// The reply ring's slots, from number 0 on.
+    pub(crate) fn reply_cursor(&self) -> Cursor {
+        Cursor::new(self.reply_slots, self.reply_stride, self.reply_count())
+    }
+
     /// End of the last request slot.
     #[must_use]
     pub fn request_slot_end(&self) -> u64 {
@@ -422,6 +486,15 @@ mod tests {
     fn signature(inputs: u64, outputs: u64) -> Signature {
         let tensor = |n| vec![TensorSpec::new("t", DType::F32, &[1, n])];
         Signature { inputs: tensor(inputs), outputs: tensor(outputs), stateful: false }
+    }
+
+    #[test]
+    fn a_header_is_the_same_as_bytes_and_as_words() {
+        let words: [u64; HEADER_WORDS] = std::array::from_fn(|i| 0x0102_0304_0506_0708 * (i as u64 + 1));
+        assert_eq!(RequestHeader::from_words(words).as_bytes(), words.as_bytes());
+        assert_eq!(RequestHeader::from_words(words).words(), words);
+        assert_eq!(ReplyHeader::from_words(words).as_bytes(), words.as_bytes());
+        assert_eq!(ReplyHeader::from_words(words).words(), words);
     }
 
     #[test]

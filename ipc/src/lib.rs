@@ -8,6 +8,7 @@
 #[cfg(not(loom))]
 pub mod attach;
 pub mod baton;
+mod cursor;
 #[cfg(all(not(loom), feature = "control"))]
 pub mod control;
 #[cfg(not(loom))]

@@ -102,6 +102,13 @@ mod real {
             assert!(inside, "offset {at}+{bytes} is outside the mapping of {} bytes: a bug of ours", self.bytes);
         }
 
+        /// Bounds and alignment at once: an unaligned offset rotates into one that is far outside.
+        #[inline]
+        fn check_words(&self, at: usize, words: usize) {
+            let (word, end) = (at.rotate_right(3), self.bytes / 8);
+            assert!(word < end && words <= end - word, "word {at} is outside the mapping or unaligned: a bug of ours");
+        }
+
         /// The word at `at`. Stores through it need a writable mapping: the kernel answers others with SIGSEGV.
         ///
         /// # Panics
@@ -109,8 +116,7 @@ mod real {
         #[must_use]
         #[inline]
         pub fn word(&self, at: usize) -> &AtomicU64 {
-            self.check(at, 8);
-            assert!(at % 8 == 0, "words are 8-aligned");
+            self.check_words(at, 1);
             // SAFETY: in bounds and aligned (checked above, the base is page-aligned); alive while `self` is; a racing
             // peer makes an atomic load return some value, nothing worse.
             unsafe { AtomicU64::from_ptr(self.base.add(at).cast()) }
@@ -133,6 +139,28 @@ mod real {
             // SAFETY: in bounds and writable (checked); `from` is private memory; no alignment needed; peers only read
             // this range, and look at it again only after a publishing store.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.base.add(at), from.len()) }
+        }
+
+        /// Loads words, relaxed. A racing peer can tear them apart; callers validate afterwards by sequence number.
+        #[inline]
+        pub fn load_words<const N: usize>(&self, at: usize) -> [u64; N] {
+            self.check_words(at, N);
+            // SAFETY: in bounds and aligned (checked above, the base is page-aligned); alive while `self` is; a racing
+            // peer makes an atomic load return some value, nothing worse.
+            std::array::from_fn(|i| {
+                unsafe { AtomicU64::from_ptr(self.base.add(at + 8 * i).cast()) }.load(Ordering::Relaxed)
+            })
+        }
+
+        /// Stores words, relaxed: a header goes from registers to its line.
+        #[inline]
+        pub fn store_words<const N: usize>(&self, at: usize, words: [u64; N]) {
+            self.check_words(at, N);
+            assert!(self.writable, "this mapping is read-only");
+            for (i, word) in words.into_iter().enumerate() {
+                // SAFETY: as in `load_words`, and writable (checked).
+                unsafe { AtomicU64::from_ptr(self.base.add(at + 8 * i).cast()) }.store(word, Ordering::Relaxed);
+            }
         }
 
         /// Starts to fetch the line at `at`, and the next one, into this CPU's cache; beyond the range it does nothing.
@@ -276,6 +304,18 @@ mod model {
                 let mut bytes = [0; 8];
                 bytes[..chunk.len()].copy_from_slice(chunk);
                 self.word(at + 8 * i).store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+            }
+        }
+
+        /// Loads cells, relaxed.
+        pub fn load_words<const N: usize>(&self, at: usize) -> [u64; N] {
+            std::array::from_fn(|i| self.word(at + 8 * i).load(Ordering::Relaxed))
+        }
+
+        /// Stores cells, relaxed.
+        pub fn store_words<const N: usize>(&self, at: usize, words: [u64; N]) {
+            for (i, word) in words.into_iter().enumerate() {
+                self.word(at + 8 * i).store(word, Ordering::Relaxed);
             }
         }
 

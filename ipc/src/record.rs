@@ -246,16 +246,10 @@ impl Recorder {
         seq.store(0, Ordering::Relaxed);
         // Release: the withdrawal is seen before anything written below; pairs with the Acquire fence in `read`.
         fence(Ordering::Release);
-        let header = StepHeader {
-            session: step.session,
-            request: step.request,
-            observation_id: step.observation_id,
-            t_start_ns: step.t_start_ns,
-            generation: step.generation,
-            ..StepHeader::default()
-        };
         self.generation = step.generation;
-        self.mem.copy_in(self.at + 8, &header.as_bytes()[8..]);
+        // The fields of StepHeader after `seq`, in its order: no run_ns, no status, no flags yet.
+        let (label, origin) = (step.observation_id, u64::from(step.generation));
+        self.mem.store_words(self.at + 8, [step.session, step.request, label, step.t_start_ns, 0, origin, 0]);
     }
 
     /// Input `i`, before conditioning.

@@ -4,15 +4,15 @@
 //! says that it sleeps. Replies appear in order and are released in order: credit is a count.
 //! This file knows nothing of sockets' life, tickets or time-outs; the client library does.
 
+use crate::cursor::Cursor;
 use crate::failpoint;
 use crate::layout::{
     ASLEEP_FUTEX, ASLEEP_SOCKET, AWAKE, Geometry, HEADER_BYTES, Queue, REP_DOORBELL, REP_SLEEPING, REP_STATE,
     REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED, REQ_SLEEPING, REQUEST_RESET, ReplyHeader, RequestHeader, ServingState,
 };
 use crate::mem::{Mem, Wait};
-use crate::sync::{Ordering, fence, streaming_store_fence};
+use crate::sync::{Ordering, fence, full_fence, streaming_store_fence};
 use std::time::Duration;
-use zerocopy::{FromBytes, IntoBytes};
 
 /// How the worker must be woken after a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,10 +45,10 @@ pub struct Requester {
     reply: Mem,
     geometry: Geometry,
     latest: bool,
-    /// Number of the next request.
-    next: u64,
-    /// Number of the next reply to look for.
-    expected: u64,
+    /// The next request's slot.
+    next: Cursor,
+    /// The slot of the next reply to look for.
+    expected: Cursor,
     /// Replies released.
     released: u64,
     /// Requests answered or superseded, as far as polled.
@@ -77,8 +77,8 @@ impl Requester {
             reply,
             geometry,
             latest,
-            next: 0,
-            expected: 0,
+            next: geometry.request_cursor(),
+            expected: geometry.reply_cursor(),
             released: 0,
             answered: 0,
             reset_seq: 0,
@@ -89,28 +89,33 @@ impl Requester {
         new
     }
 
+    #[inline]
     fn request_word(&self, word: usize) -> &crate::sync::AtomicU64 {
         self.request.word(self.geometry.request_base as usize + word)
     }
 
+    #[inline]
     fn reply_word(&self, word: usize) -> &crate::sync::AtomicU64 {
         self.reply.word(self.geometry.reply_base as usize + word)
     }
 
     /// Number that the next request will have.
     #[must_use]
+    #[inline]
     pub fn next(&self) -> u64 {
-        self.next
+        self.next.number()
     }
 
     /// Number of the next reply that is looked for.
     #[must_use]
+    #[inline]
     pub fn expected(&self) -> u64 {
-        self.expected
+        self.expected.number()
     }
 
     /// Replies released so far.
     #[must_use]
+    #[inline]
     pub fn released(&self) -> u64 {
         self.released
     }
@@ -122,6 +127,7 @@ impl Requester {
     }
 
     /// The model's state, as the worker or the supervisor says.
+    #[inline]
     pub fn state(&mut self) -> ServingState {
         self.state = self.reply_word(REP_STATE).load(Ordering::Acquire);
         ServingState::from_word(self.state)
@@ -135,12 +141,12 @@ impl Requester {
             return true;
         }
         if self.latest {
-            let seq = self.request.word(self.geometry.request_slot(self.next));
+            let seq = self.request.word(self.next.here());
             seq.store(0, Ordering::Relaxed);
             // Release fence: whoever sees any byte of the new tensors sees the withdrawal when it looks at `seq` again
             // (pairs with the Acquire fence in Responder::confirm).
             fence(Ordering::Release);
-        } else if self.next - self.released >= u64::from(self.geometry.slots) {
+        } else if self.next() - self.released >= u64::from(self.geometry.slots) {
             return false;
         }
         failpoint!("client.begun");
@@ -168,12 +174,13 @@ impl Requester {
         self.request.copy_in(self.input_at(offset, from.len() as u64), from);
     }
 
+    #[inline]
     fn input_at(&self, offset: u64, bytes: u64) -> usize {
         assert!(self.begun, "begin() comes before writing");
         let end = offset.checked_add(bytes);
         let inside = offset >= HEADER_BYTES as u64 && end.is_some_and(|end| end <= self.geometry.request_stride);
         assert!(inside, "a tensor lies within its slot");
-        self.geometry.request_slot(self.next) + offset as usize
+        self.next.here() + offset as usize
     }
 
     /// Publishes the request that was begun; returns its number and how the worker must be woken.
@@ -183,7 +190,7 @@ impl Requester {
     #[inline]
     pub fn publish(&mut self, meta: &RequestMeta) -> (u64, Ring) {
         assert!(self.begun, "begin() comes before publish()");
-        let seq = self.next + 1;
+        let seq = self.next() + 1;
         if meta.reset {
             self.reset_seq = seq;
         }
@@ -197,10 +204,11 @@ impl Requester {
             reset_seq: self.reset_seq,
             reserved: [0; 2],
         };
-        let at = self.geometry.request_slot(self.next);
+        let at = self.next.here();
         // Before the header: the worker polls its line, and would steal it between header and `seq`.
         streaming_store_fence();
-        self.request.copy_in(at + 8, &header.as_bytes()[8..]);
+        let [_, fields @ ..] = header.words();
+        self.request.store_words(at + 8, fields);
         failpoint!("client.header");
         // Release: pairs with the Acquire load of `seq` in Responder::take.
         self.request.word(at).store(seq, Ordering::Release);
@@ -208,7 +216,7 @@ impl Requester {
         self.request_word(REQ_PUBLISHED).store(seq, Ordering::Release);
         failpoint!("client.hinted");
         self.begun = false;
-        self.next += 1;
+        self.next.seek(seq);
         (seq - 1, self.wake_worker())
     }
 
@@ -216,7 +224,7 @@ impl Requester {
     fn wake_worker(&self) -> Ring {
         // SeqCst: orders the stores above before the load below; pairs with the fence in Responder::fall_asleep, so
         // that either we see it asleep, or it sees our request.
-        fence(Ordering::SeqCst);
+        full_fence();
         match self.reply_word(REP_SLEEPING).load(Ordering::Relaxed) {
             AWAKE => Ring::Done,
             ASLEEP_SOCKET => Ring::Socket,
@@ -235,26 +243,29 @@ impl Requester {
     #[must_use]
     #[inline]
     pub fn reply_ready(&self) -> bool {
-        let at = self.geometry.reply_slot(self.expected);
-        self.reply.word(at).load(Ordering::Acquire) == self.expected + 1
+        let at = self.expected.here();
+        let ready = self.reply.word(at).load(Ordering::Acquire) == self.expected() + 1;
+        if ready {
+            // The tensors travel while the header is looked at.
+            self.reply.prefetch(at + HEADER_BYTES);
+        }
+        ready
     }
 
     /// The next reply's number and header, once it is there; the one after it is expected next.
     #[inline]
     pub fn poll(&mut self) -> Option<(u64, ReplyHeader)> {
-        let at = self.geometry.reply_slot(self.expected);
+        let at = self.expected.here();
         // Acquire: pairs with the Release store of `seq` in Responder::publish.
-        if self.reply.word(at).load(Ordering::Acquire) != self.expected + 1 {
+        let number = self.expected();
+        if self.reply.word(at).load(Ordering::Acquire) != number + 1 {
             return None;
         }
-        self.reply.prefetch(at + HEADER_BYTES);
-        let mut bytes = [0; HEADER_BYTES];
-        self.reply.copy_out(at, &mut bytes);
-        let header = ReplyHeader::read_from_bytes(&bytes).unwrap_or_default();
+        let header = ReplyHeader::from_words(self.reply.load_words(at));
         failpoint!("client.polled");
-        self.expected += 1;
+        self.expected.seek(number + 1);
         self.answered = header.request.saturating_add(1);
-        Some((self.expected - 1, header))
+        Some((number, header))
     }
 
     /// Copies bytes of a reply's tensors out. The reply must have been polled and not released.
@@ -270,12 +281,16 @@ impl Requester {
         self.reply.pointer(self.output_at(reply, offset, bytes), bytes as usize)
     }
 
+    #[inline]
     fn output_at(&self, reply: u64, offset: u64, bytes: u64) -> usize {
-        assert!(reply < self.expected && reply >= self.released, "a reply is read between its arrival and its release");
+        assert!(
+            reply < self.expected() && reply >= self.released,
+            "a reply is read between its arrival and its release"
+        );
         let end = offset.checked_add(bytes);
         let inside = offset >= HEADER_BYTES as u64 && end.is_some_and(|end| end <= self.geometry.reply_stride);
         assert!(inside, "a tensor lies within its slot");
-        self.geometry.reply_slot(reply) + offset as usize
+        self.expected.at(reply) + offset as usize
     }
 
     /// Releases all replies before number `count`; returns how the worker must be woken. It may sleep for lack of credit
@@ -285,12 +300,12 @@ impl Requester {
     /// When it runs backwards or past what was polled.
     #[inline]
     pub fn release(&mut self, count: u64) -> Ring {
-        assert!(count >= self.released && count <= self.expected, "replies are released in order");
+        assert!(count >= self.released && count <= self.expected(), "replies are released in order");
         self.released = count;
         // Release: our reads of the slots happen before; pairs with the Acquire in Responder::credit.
         self.request_word(REQ_RELEASED).store(count, Ordering::Release);
         failpoint!("client.released");
-        if self.latest && self.answered < self.next { self.wake_worker() } else { Ring::Done }
+        if self.latest && self.answered < self.next() { self.wake_worker() } else { Ring::Done }
     }
 
     /// Sleeps on the doorbell word until a reply or another state comes, or the time is up. Returns at once when one is

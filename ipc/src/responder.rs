@@ -5,6 +5,7 @@
 //! session. Cursors live in private memory and are rebuilt from the published replies alone, so a
 //! successor (a new worker, or the supervisor after a worker's certain exit) continues exactly there.
 
+use crate::cursor::Cursor;
 use crate::failpoint;
 use crate::layout::{
     ASLEEP_FUTEX, ASLEEP_SOCKET, AWAKE, Geometry, HEADER_BYTES, Queue, REP_DOORBELL, REP_SLEEPING, REP_STATE,
@@ -14,8 +15,7 @@ use crate::layout::{
 use crate::limits::LATEST_RETRIES_MAX;
 use crate::mem::Mem;
 use crate::requester::Ring;
-use crate::sync::{AtomicU64, Ordering, fence, streaming_store_fence};
-use zerocopy::{FromBytes, IntoBytes};
+use crate::sync::{AtomicU64, Ordering, fence, full_fence, streaming_store_fence};
 
 /// Largest step that a client's sequence number may make at once; 2^40 requests take 12 days at 1 MHz.
 const REQUEST_JUMP_MAX: u64 = 1 << 40;
@@ -115,10 +115,10 @@ pub struct Responder {
     reply: Mem,
     geometry: Geometry,
     latest: bool,
-    /// Number of the next request to take.
-    next_request: u64,
-    /// Number of the next reply to publish.
-    next_reply: u64,
+    /// The slot of the next request to take.
+    requests: Cursor,
+    /// The slot of the next reply to publish.
+    replies: Cursor,
     /// The client's released count, as last seen.
     released: u64,
     /// Steps that ended `ok`.
@@ -139,10 +139,8 @@ pub fn last_done_ns(reply: &Mem, geometry: &Geometry, generation: u32) -> Option
         // Acquire: pairs with the Release in publish. The slot may be written again meanwhile: then it is newer than
         // what is looked for, and left out.
         let before = seq.load(Ordering::Acquire);
-        let mut bytes = [0; HEADER_BYTES];
-        reply.copy_out(at, &mut bytes);
+        let header = ReplyHeader::from_words(reply.load_words(at));
         fence(Ordering::Acquire);
-        let header = ReplyHeader::read_from_bytes(&bytes).unwrap_or_default();
         let whole = before != 0 && seq.load(Ordering::Relaxed) == before;
         (whole && header.generation == generation).then_some(header.t_done_ns)
     };
@@ -167,8 +165,8 @@ impl Responder {
             reply,
             geometry,
             latest,
-            next_request: 0,
-            next_reply: 0,
+            requests: geometry.request_cursor(),
+            replies: geometry.reply_cursor(),
             released: 0,
             step: 0,
             reset_pending: false,
@@ -192,19 +190,18 @@ impl Responder {
             }
             newest = newest.max(seq);
         }
-        self.next_reply = newest;
+        self.replies.seek(newest);
         self.released = 0;
         if newest == 0 {
-            (self.next_request, self.step, self.reset_pending, self.last_flags) = (0, 0, false, 0);
+            self.requests.seek(0);
+            (self.step, self.reset_pending, self.last_flags) = (0, false, 0);
             return Ok(());
         }
-        let mut bytes = [0; HEADER_BYTES];
-        self.reply.copy_out(self.geometry.reply_slot(newest - 1), &mut bytes);
-        let last = ReplyHeader::read_from_bytes(&bytes).unwrap_or_default();
+        let last = ReplyHeader::from_words(self.reply.load_words(self.geometry.reply_slot(newest - 1)));
         if last.request > REQUEST_NUMBER_MAX || last.request < newest - 1 || last.step > newest {
             return Err(PeerFault::Replies { slot: (newest - 1) % self.geometry.reply_count(), found: last.request });
         }
-        self.next_request = last.request + 1;
+        self.requests.seek(last.request + 1);
         self.step = last.step;
         self.reset_pending = last.flags & REPLY_RESET_PENDING != 0;
         self.last_flags = last.flags;
@@ -213,12 +210,20 @@ impl Responder {
 
     /// Number of the next request to take.
     #[must_use]
+    #[inline]
     pub fn next_request(&self) -> u64 {
-        self.next_request
+        self.requests.number()
+    }
+
+    /// Number of the next reply to publish.
+    #[inline]
+    fn next_reply(&self) -> u64 {
+        self.replies.number()
     }
 
     /// Steps of this session that ended `ok`.
     #[must_use]
+    #[inline]
     pub fn step(&self) -> u64 {
         self.step
     }
@@ -242,7 +247,7 @@ impl Responder {
     #[inline]
     fn seq(&self, number: u64) -> u64 {
         // Acquire: pairs with the Release store in Requester::publish.
-        self.request.word(self.geometry.request_slot(number)).load(Ordering::Acquire)
+        self.request.word(self.requests.at(number)).load(Ordering::Acquire)
     }
 
     /// Whether a reply may be published: the client has released enough. Looks at the client's word only when the count
@@ -250,16 +255,16 @@ impl Responder {
     #[inline]
     fn credit(&mut self) -> Result<bool, PeerFault> {
         let slots = u64::from(self.geometry.slots);
-        if self.next_reply - self.released < slots {
+        if self.next_reply() - self.released < slots {
             return Ok(true);
         }
         // Acquire: the client's reads of the slot happen before our overwriting it.
         let found = self.request_word(REQ_RELEASED).load(Ordering::Acquire);
-        if found < self.released || found > self.next_reply {
-            return Err(PeerFault::Released { found, least: self.released, most: self.next_reply });
+        if found < self.released || found > self.next_reply() {
+            return Err(PeerFault::Released { found, least: self.released, most: self.next_reply() });
         }
         self.released = found;
-        Ok(self.next_reply - found < slots)
+        Ok(self.next_reply() - found < slots)
     }
 
     /// Takes the next request (`in_order`) or the newest one (`latest`), if one is there and its reply has room. The
@@ -269,7 +274,7 @@ impl Responder {
     /// [`PeerFault`] ends the session.
     #[inline]
     pub fn take(&mut self) -> Result<Option<Request>, PeerFault> {
-        let n = self.next_request;
+        let n = self.next_request();
         let seq = self.seq(n);
         if seq == n + 1 {
             if !self.credit()? {
@@ -348,16 +353,15 @@ impl Responder {
         // Acquire fence: our reads of the slot happen before the load below; pairs with the Release fence in
         // Requester::begin.
         fence(Ordering::Acquire);
-        self.request.word(self.geometry.request_slot(request.number)).load(Ordering::Relaxed) == request.number + 1
+        self.request.word(self.requests.at(request.number)).load(Ordering::Relaxed) == request.number + 1
     }
 
     #[inline]
     fn header(&self, n: u64) -> Request {
         // The tensors travel while the header is looked at.
-        self.request.prefetch(self.geometry.request_slot(n) + HEADER_BYTES);
-        let mut bytes = [0; HEADER_BYTES];
-        self.request.copy_out(self.geometry.request_slot(n), &mut bytes);
-        let h = RequestHeader::read_from_bytes(&bytes).unwrap_or_default();
+        let at = self.requests.at(n);
+        self.request.prefetch(at + HEADER_BYTES);
+        let h = RequestHeader::from_words(self.request.load_words(at));
         let seq = n + 1;
         let flagged = h.flags & REQUEST_RESET != 0;
         let invalid = if h.flags & !REQUEST_FLAGS != 0 {
@@ -376,8 +380,8 @@ impl Responder {
             deadline_ns: h.deadline_ns,
             executed: h.executed,
             // `next_request` is the seq of the last request taken: a newer reset has not been seen yet.
-            reset: self.reset_pending || (invalid.is_none() && h.reset_seq > self.next_request),
-            skipped: u32::try_from(n - self.next_request).unwrap_or(u32::MAX),
+            reset: self.reset_pending || (invalid.is_none() && h.reset_seq > self.next_request()),
+            skipped: u32::try_from(n - self.next_request()).unwrap_or(u32::MAX),
             invalid,
         }
     }
@@ -390,7 +394,7 @@ impl Responder {
     pub fn read(&self, request: &Request, offset: u64, to: &mut [u8]) {
         let end = offset.checked_add(to.len() as u64);
         assert!(end.is_some_and(|end| end <= self.geometry.request_stride), "a tensor lies within its slot");
-        self.request.copy_out(self.geometry.request_slot(request.number) + offset as usize, to);
+        self.request.copy_out(self.requests.at(request.number) + offset as usize, to);
     }
 
     /// Copies bytes into the next reply's tensor.
@@ -402,7 +406,7 @@ impl Responder {
         let end = offset.checked_add(from.len() as u64);
         let inside = offset >= HEADER_BYTES as u64 && end.is_some_and(|end| end <= self.geometry.reply_stride);
         assert!(inside, "a tensor lies within its slot");
-        self.reply.copy_in(self.geometry.reply_slot(self.next_reply) + offset as usize, from);
+        self.reply.copy_in(self.replies.here() + offset as usize, from);
     }
 
     /// Publishes the answer to a request: the only commit. Returns how the client must be woken.
@@ -413,7 +417,7 @@ impl Responder {
         self.step += u64::from(ran);
         let pending = if self.reset_pending { REPLY_RESET_PENDING } else { 0 };
         self.last_flags = answer.flags | pending;
-        let seq = self.next_reply + 1;
+        let seq = self.next_reply() + 1;
         let header = ReplyHeader {
             seq,
             request: request.number,
@@ -426,16 +430,17 @@ impl Responder {
             skipped: request.skipped,
             step: self.step,
         };
-        let at = self.geometry.reply_slot(self.next_reply);
+        let at = self.replies.here();
         // Before the header: the client polls its line, and would steal it between header and `seq`.
         streaming_store_fence();
-        self.reply.copy_in(at + 8, &header.as_bytes()[8..]);
+        let [_, fields @ ..] = header.words();
+        self.reply.store_words(at + 8, fields);
         failpoint!("reply.header");
         // Release: pairs with the Acquire in Requester::poll, and with a successor's in `rebuild`.
         self.reply.word(at).store(seq, Ordering::Release);
         failpoint!("reply.published");
-        self.next_reply = seq;
-        self.next_request = request.number + 1;
+        self.replies.seek(seq);
+        self.requests.seek(request.number + 1);
         self.wake_client()
     }
 
@@ -454,7 +459,7 @@ impl Responder {
     #[inline]
     fn wake_client(&self) -> Ring {
         // SeqCst: pairs with the fence in Requester::fall_asleep.
-        fence(Ordering::SeqCst);
+        full_fence();
         match self.request_word(REQ_SLEEPING).load(Ordering::Relaxed) {
             AWAKE => Ring::Done,
             ASLEEP_SOCKET => Ring::Socket,
@@ -484,7 +489,7 @@ impl Responder {
     /// releases while a request of its is unanswered.
     #[must_use]
     pub fn quiet(&mut self) -> bool {
-        let n = self.next_request;
+        let n = self.next_request();
         let seq = self.seq(n);
         let old = seq == 0 || seq.checked_add(u64::from(self.geometry.slots)) == Some(n + 1);
         let empty = old && (!self.latest || self.hinted(n).is_none());
@@ -527,7 +532,7 @@ impl Responder {
     /// # Errors
     /// [`PeerFault`].
     pub fn answer_lost(&mut self, number: u64, answer: &Answer) -> Result<Option<Ring>, PeerFault> {
-        if number < self.next_request || number > REQUEST_NUMBER_MAX {
+        if number < self.next_request() || number > REQUEST_NUMBER_MAX {
             return Ok(None);
         }
         let mut request = self.header(number);

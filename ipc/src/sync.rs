@@ -20,6 +20,21 @@ pub fn streaming_store_fence() {
     }
 }
 
+/// A SeqCst fence: the stores before it are seen before the loads after it are made.
+///
+/// On x86-64 a locked instruction on our own stack, which orders as much as the `mfence` that the compiler makes of
+/// [`fence`] and takes an eighth of its time (docs/performance.md).
+#[inline(always)]
+pub fn full_fence() {
+    #[cfg(all(target_arch = "x86_64", not(loom), not(miri)))]
+    // SAFETY: adds nothing to the word at the top of this thread's stack, which is mapped and nobody else's.
+    unsafe {
+        core::arch::asm!("lock or dword ptr [rsp], 0");
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(loom), not(miri))))]
+    fence(Ordering::SeqCst);
+}
+
 /// Tells the CPU that this is a spinning loop.
 #[inline(always)]
 pub fn spin_hint() {

@@ -64,6 +64,11 @@ const BLOCK: usize = 256;
 #[inline(always)]
 fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
     let elements = bytes.as_chunks::<N>().0;
+    if elements.len() <= BLOCK {
+        // What most policies take and give: no bookkeeping of blocks.
+        let any = elements.iter().fold(false, |any, e| any | bad(*e));
+        return if any { elements.iter().position(|e| bad(*e)) } else { None };
+    }
     let blocks = elements.chunks(BLOCK).enumerate();
     for (i, block) in blocks {
         if block.iter().fold(false, |any, e| any | bad(*e)) {

@@ -7,7 +7,7 @@
 use super::{Session, Settled};
 use crate::attach::{Handshake, Step};
 use crate::clock::{limit_ns, now_ns};
-use crate::element::{Element, check_whole};
+use crate::element::{Element, check_sized};
 use crate::error::Error;
 use crate::link::Link;
 use crate::reply::{Outcome, Reply, ReplyInfo, Ticket};
@@ -22,6 +22,12 @@ use std::time::Duration;
 impl Session {
     pub(crate) fn input_mut(&mut self, i: usize) -> &mut [u8] {
         self.link.input_mut(i)
+    }
+
+    /// Bytes of input `i`, which exists.
+    #[inline]
+    pub(crate) fn input_bytes(&self, i: usize) -> u64 {
+        self.link.input_bytes(i)
     }
 
     pub(crate) fn publish(&mut self, meta: &RequestMeta) -> Result<Ticket, Error> {
@@ -126,7 +132,7 @@ impl Session {
         for (i, from) in inputs {
             let tensor = signature.inputs.get(*i);
             let tensor = tensor.ok_or(Error::Tensor { index: *i, what: "the model has no such input" })?;
-            check_whole::<I>(tensor, *i, from.len())?;
+            check_sized::<I>(tensor, self.link.input_bytes(*i), *i, from.len())?;
             given |= 1 << i;
         }
         if inputs.len() != signature.inputs.len() || given.count_ones() as usize != inputs.len() {
@@ -135,7 +141,7 @@ impl Session {
         for (i, to) in outputs {
             let tensor = signature.outputs.get(*i);
             let tensor = tensor.ok_or(Error::Tensor { index: *i, what: "the model has no such output" })?;
-            check_whole::<O>(tensor, *i, to.len())?;
+            check_sized::<O>(tensor, self.link.output_bytes(*i), *i, to.len())?;
         }
         Ok(())
     }
@@ -158,7 +164,12 @@ impl Session {
     }
 
     /// Takes in every reply that is there.
+    #[inline]
     pub(super) fn collect(&mut self) -> Result<(), Error> {
+        if self.link.reply_ready() || self.link.damaged() { self.take_in() } else { Ok(()) }
+    }
+
+    fn take_in(&mut self) -> Result<(), Error> {
         let before = self.tickets.released();
         while self.tickets.has_room() {
             let Some(header) = self.link.poll() else { break };

@@ -104,7 +104,9 @@ impl Backend for Echo {
             tensors.iter().map(|t| AlignedBytes::zeroed(t.bytes() as usize)).collect::<Vec<_>>()
         };
         let (input_bytes, output_bytes) = (buffers(&inputs), buffers(&outputs));
-        Ok(Box::new(EchoModel { inputs, outputs, input_bytes, output_bytes, sources, options, step: 0, live: false }))
+        let misbehaves = Options { load_delay: Duration::ZERO, ..options } != Options::default();
+        let (step, live) = (0, false);
+        Ok(Box::new(EchoModel { inputs, outputs, input_bytes, output_bytes, sources, options, step, live, misbehaves }))
     }
 }
 
@@ -145,6 +147,8 @@ struct EchoModel {
     options: Options,
     step: u64,
     live: bool,
+    /// Something goes wrong on purpose, or takes its time.
+    misbehaves: bool,
 }
 
 impl Model for EchoModel {
@@ -161,7 +165,8 @@ impl Model for EchoModel {
     }
 
     fn run(&mut self) -> Result<(), ModelError> {
-        if self.live {
+        let misbehaves = self.live && self.misbehaves;
+        if misbehaves {
             self.step += 1;
             self.misbehave()?;
         }
@@ -176,7 +181,7 @@ impl Model for EchoModel {
                 to.iter_mut().for_each(|b| *b &= 1);
             }
         }
-        if self.live && self.step == self.options.nan_at {
+        if misbehaves && self.step == self.options.nan_at {
             self.outputs.iter().zip(&mut self.output_bytes).for_each(|(t, b)| fill_nan(t.dtype, b));
         }
         Ok(())
