@@ -7,7 +7,7 @@ set -eu
 WANTED='
 clang:clang:the C client compiles without a warning under a second compiler
 g++:g++:the C header is usable from C++
-valgrind:valgrind:the C client has no leak and no invalid access
+valgrind:valgrind:the C client has no leak and no invalid access; instructions per request
 strace:strace:no system call per request while both sides spin
 pkg-config:pkg-config:the installed pkg-config file is usable
 dh:debhelper:the Debian packages are built
