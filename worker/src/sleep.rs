@@ -112,7 +112,7 @@ impl Sleeper {
         if slept && waitv {
             self.sleep_on_words(sessions, mailbox, baton, &seen);
         } else if slept {
-            self.sleep_on_sockets(sessions);
+            self.sleep_on_sockets(sessions, mailbox);
         }
         for session in sessions.iter() {
             session.rings.wake_up();
@@ -132,11 +132,17 @@ impl Sleeper {
         let _ = wait_any(&words[..OWN_WORDS + sessions.len()], None);
     }
 
-    fn sleep_on_sockets(&mut self, sessions: &[Session]) {
-        let Some(epoll) = &self.epoll else { return };
+    fn sleep_on_sockets(&mut self, sessions: &[Session], mailbox: &Mailbox) {
+        // Before the first session there is none yet.
+        let Some(epoll) = self.epoll(mailbox) else { return };
         let mut events = [EpollEvent::empty(); 64];
         let Ok(ready) = epoll.wait(&mut events, EpollTimeout::NONE) else { return };
         for event in &events[..ready] {
+            if event.data() == MAILBOX {
+                // Orders are pending before the event is written: they may have been taken before it was, and nobody else
+                // would take it back.
+                let _ = mailbox.wake_event.read();
+            }
             if let Some(session) = sessions.iter().find(|s| s.number == event.data()) {
                 let closed = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR | EpollFlags::EPOLLRDHUP;
                 if event.events().intersects(closed) {
@@ -147,5 +153,54 @@ impl Sleeper {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use inferd_ipc::mem::Mem;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+    use std::time::{Duration, Instant};
+
+    /// How often an executor without sessions woke within a while, when `stir` happened before.
+    fn wakes_by_epoll(stir: impl FnOnce(&Mailbox)) -> u32 {
+        let mailbox = Arc::new(Mailbox::new().expect("descriptors"));
+        let (ended, wakes) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        stir(&mailbox);
+        let sleeper = {
+            let (mailbox, ended, wakes) = (mailbox.clone(), ended.clone(), wakes.clone());
+            std::thread::spawn(move || {
+                let (mut sleeper, baton) = (Sleeper::new(Waiting::Epoll), Baton::new(Mem::heap(4096)));
+                while ended.load(Ordering::SeqCst) == 0 {
+                    sleeper.sleep(&mut [], &mailbox, &baton, baton.granted());
+                    wakes.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        };
+        std::thread::sleep(Duration::from_millis(100));
+        let seen = wakes.load(Ordering::SeqCst);
+        ended.store(1, Ordering::SeqCst);
+        let began = Instant::now();
+        mailbox.order(crate::mailbox::Order::Look);
+        sleeper.join().expect("the sleeper ends");
+        assert!(began.elapsed() < Duration::from_secs(5), "an order wakes it");
+        seen
+    }
+
+    #[test]
+    fn an_executor_without_sessions_sleeps_by_epoll_too() {
+        assert_eq!(wakes_by_epoll(|_| ()), 0);
+    }
+
+    #[test]
+    fn an_event_whose_orders_were_taken_before_it_was_written_wakes_once() {
+        let seen = wakes_by_epoll(|mailbox| {
+            mailbox.order(crate::mailbox::Order::Look);
+            mailbox.orders();
+            mailbox.wake_event.write(1).expect("an event");
+        });
+        assert_eq!(seen, 1);
     }
 }
