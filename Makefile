@@ -1,6 +1,6 @@
 # inferd: every way in. `make help` lists the targets. Needs Rust, gcc, make and python3 with pip; `make deps`
-# adds what the full tests want. GNU make; the recipes keep to a POSIX shell and tools, and install(1). Nothing is written into the clone:
-# all that is built lies below CARGO_TARGET_DIR, which several clones may share.
+# adds what the full tests want. GNU make; the recipes keep to a POSIX shell and tools, and install(1). Nothing is written into the clone
+# (but for what `make bench` measured, in docs): all that is built lies below CARGO_TARGET_DIR, which several clones may share.
 
 CACHE_DIR = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/inferd
 CARGO_TARGET_DIR ?= $(CACHE_DIR)/target
@@ -17,7 +17,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml | head -n 1)
 BIN_DIR = $(CARGO_TARGET_DIR)/release
 POLICY_DIR = $(CARGO_TARGET_DIR)/policies/go2
 
-.PHONY: all build failpoints torch ort c examples policy demo test test-gpu bench bench-act bench-peers bench-tch lint fmt deps install install-files \
+.PHONY: all build failpoints torch ort c examples policy demo test test-gpu bench bench-full bench-act bench-peers bench-tch lint fmt deps install install-files \
     install-torch uninstall deb clean campaign help
 .DEFAULT_GOAL := build
 
@@ -66,9 +66,29 @@ test-gpu: ## the checks that need a CUDA device; scripts/test_gpu.sh --carry FOL
 campaign: build examples $(C_DRIVER) ## long counts: at most CAMPAIGN_S (600) seconds a scenario, goes on where it stopped; SUITES="reloads ..."
 	INFERD_CAMPAIGN=1 CAMPAIGN_S="$(or $(CAMPAIGN_S),600)" sh scripts/run_tests.sh $(SUITES)
 
-BENCH ?= data_path onnx reloads
-bench: build $(C_DRIVER) ## round trips beside the ping-pong of the same run, sizes, both ONNX backends, a thousand reloads; BENCH=reloads for some
-	for bench in $(BENCH); do $(CARGO) bench --locked --workspace --bench $$bench || exit 1; done
+# What is measured. A choice of programs or rows goes into the build folder; all of it is the page in docs.
+BENCH ?= data_path loads onnx reloads
+PEERS ?= 1
+BENCH_SCALE ?= 1
+BENCH_DIR = $(CARGO_TARGET_DIR)/bench
+BENCH_ROOT = $(BENCH_DIR)/root
+BENCH_LINES = $(BENCH_DIR)/lines.jsonl
+BENCH_DOCS ?= $(if $(INFERD_BENCH_ROWS)$(filter-out file,$(origin BENCH)),$(BENCH_DIR)/docs,docs)
+BENCH_ENV = INFERD_BENCH_JSON="$(BENCH_LINES)" INFERD_BENCH_SCALE="$(BENCH_SCALE)" INFERD_BENCH_DOCS="$(abspath $(BENCH_DOCS))" \
+    INFERD_BIN_DIR="$(BENCH_ROOT)$(PREFIX)/bin" INFERD_C_DRIVER="$(C_DRIVER)" INFERD_GO2_POLICY="$(POLICY_DIR)/policy.onnx"
+
+bench: build policy $(C_DRIVER) ## everything beside the physical limit of the same run (15 minutes); writes docs/benchmarks.md and its plots
+	for worker in $(LIBRARY_WORKERS); do sh scripts/build_worker.sh --or-skip $$worker || exit 1; done
+	$(MAKE) --no-print-directory install-files DESTDIR="$(BENCH_ROOT)" >/dev/null
+	mkdir -p "$(BENCH_DOCS)" && { [ "$(BENCH_DOCS)" = docs ] || cp docs/benchmarks.md "$(BENCH_DOCS)/"; }
+	$(CARGO) bench --locked --workspace --no-run $(addprefix --bench ,$(BENCH) report)
+	rm -f "$(BENCH_LINES)"
+	for bench in $(BENCH); do $(BENCH_ENV) $(CARGO) bench --locked --workspace --bench $$bench || exit 1; done
+	if [ "$(PEERS)" != 0 ] && [ -e scripts/bench_peers.sh ]; then $(BENCH_ENV) sh scripts/bench_peers.sh "$(POLICY_DIR)/policy.onnx" || exit 1; fi
+	$(BENCH_ENV) $(CARGO) bench --locked --workspace --bench report
+
+bench-full: ## the same with eight times the counts: an hour
+	$(MAKE) bench BENCH_SCALE=8
 
 # BENCH_ACT: options of scripts/bench_act.py.
 bench-act: build ## ACT with a VGA camera, served by tract, ort and torch in turns (ten minutes; PyTorch and LeRobot, 5 GB)
@@ -149,6 +169,7 @@ install-files: # what `install` does with what was built already
 	"$(BIN_DIR)/inferctl" completions zsh > "$(D_SHARE)/zsh/site-functions/_inferctl"
 	"$(BIN_DIR)/inferctl" completions fish > "$(D_SHARE)/fish/vendor_completions.d/inferctl.fish"
 	install -m 644 $(DOCS) docs/*.md "$(D_DOC)/"
+	install -d "$(D_DOC)/plots" && install -m 644 docs/plots/*.svg "$(D_DOC)/plots/"
 	install -m 644 examples/config/inferd.toml "$(D_DOC)/examples/"
 	install -m 644 examples/models/go2/model.toml "$(D_DOC)/examples/go2.model.toml"
 

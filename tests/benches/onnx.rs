@@ -2,17 +2,13 @@
 //!
 //! All rows of a model run in short blocks that alternate, so that what else the machine does falls on all of them; the
 //! ping-pong of the same run stands beside them. A row's figure is that of its median block. Prints tables; asserts
-//! nothing. `-- settings` prints what ONNX Runtime's own settings cost instead. `INFERD_BENCH_BLOCKS` sets the blocks.
-
-#[path = "data_path/limit.rs"]
-mod limit;
-#[path = "data_path/machine.rs"]
-mod machine;
+//! nothing. `-- settings` prints what ONNX Runtime's own settings cost instead. `INFERD_BENCH_SCALE` multiplies the blocks.
 
 use inferd_client::{AttachOptions, CallOptions, Queue, Session};
 use inferd_ipc::layout::Backing;
 use inferd_ipc::sys::now_ns;
 use inferd_ipc::worker_records::TensorRules;
+use inferd_tests::bench::{Kind, Limit, Lines, limit, pin, scaled, unpin};
 use inferd_tests::process::rss_bytes;
 use inferd_tests::{Daemon, DaemonConfig, Model, places};
 use inferd_worker::Policy;
@@ -21,7 +17,7 @@ use inferd_worker::files::Folder;
 use inferd_worker::testing::spec::spec;
 use inferd_worker::warm_up::fill_bytes;
 use inferd_worker_ort::{Library, Ort};
-use limit::{Kind, Limit, pin, unpin};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,24 +42,22 @@ const SETTINGS: [&[(&str, &str)]; 9] = [
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    if let Some(at) = arguments.iter().position(|a| a == "--peer") {
-        return limit::serve(&arguments[at + 1..]);
-    }
+    limit::serve_if_asked();
     let Some(shared) = places::shared() else { return println!("SKIP onnx: no models (../shared)") };
     let library = match Library::open(None) {
         Ok(library) => library,
         Err(error) => return println!("SKIP onnx: {error}"),
     };
-    machine::print();
+    let lines = Lines::new();
     println!("ONNX Runtime {}, tract {}\n", library.version, Tract.version());
     let _turn = inferd_tests::turn();
     inferd_ipc::sys::flush_denormals_to_zero();
     let files = onnx_files(&shared.join("models"));
-    if arguments.iter().any(|a| a == "settings") { settings(&files) } else { speeds(&files) }
+    if arguments.iter().any(|a| a == "settings") { settings(&files) } else { speeds(&lines, &files) }
 }
 
 fn blocks() -> usize {
-    std::env::var("INFERD_BENCH_BLOCKS").ok().and_then(|b| b.parse().ok()).unwrap_or(40)
+    scaled(20, 1)
 }
 
 fn onnx_files(folder: &Path) -> Vec<PathBuf> {
@@ -199,14 +193,14 @@ fn served_model(file: &Path, backend: &str, cpu: usize, dir: &Path) -> Model {
     model.config("cpu", &cpu.to_string()).config("spin_us", "2000").config("max_run_ms", "60000")
 }
 
-fn speeds(files: &[PathBuf]) {
+fn speeds(lines: &Lines, files: &[PathBuf]) {
     let (client_cpu, worker_cpu) = limit::cpus();
     println!(
         "| model | tract in-process p50, p99 us | ort in-process | ort / tract | tract served | ort served | ort adds us (ping-pongs) |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     let mut sizes = Vec::new();
-    for file in files {
+    for file in files.iter().filter(|f| lines.wants(&format!("onnx/{}", name(f)))) {
         // What a daemon may use, it has from us.
         unpin();
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -243,6 +237,12 @@ fn speeds(files: &[PathBuf]) {
         let figures: Vec<[f64; 2]> = rows.iter().map(Row::figures).collect();
         let [tract, ort, tract_served, ort_served] = figures[..] else { continue };
         let cell = |f: [f64; 2]| format!("{}, {}", us(f[0]), us(f[1]));
+        for (system, f) in ["tract in-process", "ort in-process", "tract served", "ort served"].iter().zip(&figures) {
+            lines.line(&json!({
+                "kind": "onnx", "row": format!("onnx/{}", name(file)), "system": system, "p50_ns": f[0], "p99_ns": f[1],
+                "limit": "ping-pong", "limit_p50_ns": ping_pong, "blocks": blocks(),
+            }));
+        }
         let adds = ort_served[0] - ort[0];
         println!(
             "| {} | {} | {} | {:.2} | {} | {} | {} ({:.1}) |",

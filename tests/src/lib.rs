@@ -6,6 +6,7 @@
 //! unless `allowed-skips.txt` lists it. The clients are driven through `DRIVER.md`.
 
 pub mod answer;
+pub mod bench;
 pub mod budget;
 pub mod case;
 pub mod control;

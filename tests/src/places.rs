@@ -36,6 +36,25 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// Whether a worker program lies where the daemon looks: beside it, or in `libexec` of an installed tree.
+#[must_use]
+pub fn has_worker(name: &str) -> bool {
+    let dir = bin_dir();
+    dir.join(name).exists() || dir.join("../libexec/inferd").join(name).exists()
+}
+
+/// A built example; they are not installed.
+///
+/// # Panics
+/// When this process has no path.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().expect("a test knows its own path");
+    let dir = exe.parent().expect("a program lies in a folder");
+    let built = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
+    built.join("examples").join(name)
+}
+
 /// The C driver, if it is built.
 #[must_use]
 pub fn c_driver() -> Option<PathBuf> {

@@ -3,14 +3,15 @@
 //! Blocks of the two alternate in one run, and the figure is the median over the pairs of blocks of the ratio of
 //! their medians: whatever disturbs both cancels out.
 
-use crate::limit::{Kind, Limit};
-use crate::rows::{BLOCK, Blocks, CLIENT_CPU, Report, attach, call, echo, measure, quantile};
+use crate::rows::{BLOCK, BLOCK_POLICY, attach, call, echo};
 use inferd_ipc::layout::Backing;
+use inferd_tests::bench::blocks::{Until, measure};
+use inferd_tests::bench::{CLIENT_CPU, Entry, Kind, Limit, Lines, Row, timed};
 use inferd_tests::{Daemon, DaemonConfig, Model};
 use std::path::Path;
 
-/// Name of the row, of the model, and round trips in a block.
-type Pair<'a> = (&'a str, &'a str, usize);
+/// The row's word, its title, the model, and round trips in a block.
+type Pair<'a> = (&'a str, &'a str, &'a str, usize);
 
 /// Both models of every pair, in a daemon of their own; to be started before anything is pinned.
 pub fn start(policy: Option<&Path>, cpu: usize) -> Daemon {
@@ -34,39 +35,38 @@ pub fn start(policy: Option<&Path>, cpu: usize) -> Daemon {
     config.start()
 }
 
-/// Measures every pair.
-pub fn rows(report: &mut Report, daemon: &Daemon, with_policy: bool, cpu: usize) {
-    let mut limit = Limit::start(Kind::Spin, cpu);
-    let mut pairs: Vec<Pair<'_>> = vec![("echo 64 B", "echo64", BLOCK), ("echo 1 KiB", "echo1k", BLOCK)];
+/// Measures every pair that was asked for.
+pub fn rows(lines: &Lines, daemon: &Daemon, with_policy: bool, cpu: usize) {
+    let mut pairs: Vec<Pair<'_>> = vec![
+        ("recording/echo64", "echo 64 B, recorded", "echo64", BLOCK),
+        ("recording/echo1k", "echo 1 KiB, recorded", "echo1k", BLOCK),
+    ];
     if with_policy {
-        pairs.push(("go2", "go2", BLOCK / 5));
+        pairs.push(("recording/go2", "Go2 policy, recorded", "go2", BLOCK_POLICY));
     }
-    for (name, model, block) in pairs {
+    for (word, title, model, count) in pairs.into_iter().filter(|p| lines.wants(p.0)) {
+        let mut limit = Limit::start(Kind::Spin, cpu);
         let session = |model: &str| {
             let session = attach(daemon, model, 2000);
-            let floats = |bytes: u64| vec![0.1f32; bytes as usize / 4];
             let signature = session.signature();
-            let buffers = (floats(signature.inputs[0].bytes()), floats(signature.outputs[0].bytes()));
-            (session, buffers)
+            let payload = [signature.inputs[0].bytes(), signature.outputs[0].bytes()];
+            (session, payload)
         };
-        let (mut on, (input, mut output)) = session(model);
-        let (mut off, (_, mut output_off)) = session(&format!("{model}_off"));
-        let mut recorded = || call(&mut on, &input, &mut output);
-        let mut unrecorded = || call(&mut off, &input, &mut output_off);
-        let measured = measure(&mut limit, block, [(CLIENT_CPU, &mut recorded), (CLIENT_CPU, &mut unrecorded)]);
-        for (blocks, what) in measured.iter().zip(["recorded", "not recorded"]) {
-            report.row(&format!("{name}, {what}"), &blocks.figures(), "");
-        }
-        let [on, off] = &measured;
-        report.figure(&format!("{name}: p50 recorded / not recorded"), ratio(on, off, 0.5), "");
-        report.figure(&format!("{name}: p99 recorded / not recorded"), ratio(on, off, 0.99), "");
+        let (mut on, payload) = session(model);
+        let (mut off, _) = session(&format!("{model}_off"));
+        let [input, mut output] = payload.map(|bytes| vec![0.1f32; bytes as usize / 4]);
+        let mut output_off = output.clone();
+        let mut recorded = || timed(|| call(&mut on, &input, &mut output));
+        let mut unrecorded = || timed(|| call(&mut off, &input, &mut output_off));
+        let mut entries = [
+            Entry { cpu: CLIENT_CPU, count, call: &mut recorded },
+            Entry { cpu: CLIENT_CPU, count, call: &mut unrecorded },
+        ];
+        let measured = measure(&mut limit, count, Until::spinning(6.0), &mut entries);
+        let row = Row::spinning(word, title, payload);
+        lines.row(row, &measured.figures(0));
+        lines.row(row.of("not recorded"), &measured.figures(1));
+        lines.figure(word, "p50 recorded / not recorded", measured.ratio(0, 1, 0.5), "");
+        lines.figure(word, "p99 recorded / not recorded", measured.ratio(0, 1, 0.99), "");
     }
-}
-
-/// Median over the pairs of blocks.
-fn ratio(on: &Blocks, off: &Blocks, q: f64) -> f64 {
-    let mut ratios: Vec<f64> =
-        on.row.iter().zip(&off.row).map(|(on, off)| quantile(on, q) / quantile(off, q)).collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -4,8 +4,9 @@
 //! there is one. What the operator sets (`nice`, `scheduling`) decides how long a 200 Hz loop waits for the CPU.
 
 use crate::client::{Client, Pace};
-use crate::report::{Report, quantile, us};
+use crate::rows::{quantile, us};
 use inferd_ipc::layout::Backing;
+use inferd_tests::bench::{Lines, scaled};
 use inferd_tests::policies::{WALKING, perceptron};
 use inferd_tests::{Daemon, DaemonConfig, Model, places};
 use serde_json::json;
@@ -15,7 +16,7 @@ const NAME: &str = "priorities: a 200 Hz gait policy beside a vision model";
 /// The executors' CPU.
 const CPU: &str = "0";
 const WINDOW: Duration = Duration::from_millis(1500);
-const WINDOWS: usize = 4;
+const WINDOWS: usize = 2;
 /// A 200 Hz loop has this long for an answer.
 const TICK_NS: u64 = 5_000_000;
 
@@ -23,8 +24,8 @@ const TICK_NS: u64 = 5_000_000;
 type Scene = (&'static str, &'static str, Option<&'static str>);
 
 /// Runs the rows, if they were asked for.
-pub fn run(report: &Report) {
-    if !report.wants(NAME) {
+pub fn run(lines: &Lines) {
+    if !lines.wants(NAME) {
         return;
     }
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -58,12 +59,12 @@ pub fn run(report: &Report) {
     let refused: Vec<String> = scenes.iter().flat_map(|s| daemon.model(s.1).warnings).collect();
     let mut latencies = vec![Vec::new(); scenes.len()];
     let mut failed = vec![0; scenes.len()];
-    for _ in 0..WINDOWS {
+    for _ in 0..scaled(WINDOWS, 1) {
         for (i, scene) in scenes.iter().enumerate() {
             window(&daemon, scene, &mut latencies[i], &mut failed[i]);
         }
     }
-    print(report, &scenes, &mut latencies, &failed, &refused);
+    print(lines, &scenes, &mut latencies, &failed, &refused);
 }
 
 fn window(daemon: &Daemon, (_, gait, vision): &Scene, latencies: &mut Vec<u64>, failed: &mut usize) {
@@ -77,7 +78,7 @@ fn window(daemon: &Daemon, (_, gait, vision): &Scene, latencies: &mut Vec<u64>, 
     camera.map(Client::stop);
 }
 
-fn print(report: &Report, scenes: &[Scene], latencies: &mut [Vec<u64>], failed: &[usize], refused: &[String]) {
+fn print(lines: &Lines, scenes: &[Scene], latencies: &mut [Vec<u64>], failed: &[usize], refused: &[String]) {
     println!("{NAME}, executors on CPU {CPU}");
     println!("    {:<40} {:>9} {:>9} {:>9} {:>14} {:>7}", "us", "p50", "p99", "max", "over 5 ms", "failed");
     for (i, (name, ..)) in scenes.iter().enumerate() {
@@ -87,8 +88,8 @@ fn print(report: &Report, scenes: &[Scene], latencies: &mut [Vec<u64>], failed: 
         let [p50, p99, max] = [0.5, 0.99, 1.0].map(|q| us(quantile(all, q)));
         let late_of = format!("{late} of {}", all.len());
         println!("    {name:<40} {p50:>9} {p99:>9} {max:>9} {late_of:>14} {:>7}", failed[i]);
-        report.json(&json!({
-            "row": format!("{NAME}: {name}"), "p50_ns": quantile(all, 0.5), "p99_ns": quantile(all, 0.99),
+        lines.line(&json!({
+            "kind": "priority", "row": format!("{NAME}: {name}"), "p50_ns": quantile(all, 0.5), "p99_ns": quantile(all, 0.99),
             "max_ns": quantile(all, 1.0), "late": late, "requests": all.len(), "failed": failed[i],
         }));
     }

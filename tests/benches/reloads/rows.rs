@@ -5,10 +5,10 @@
 
 use crate::client::{Call, Client, Pace, SEED};
 use crate::reference;
-use crate::report::{Report, quantile, us};
 use inferd_ipc::layout::Backing;
 use inferd_ipc::sys::now_ns;
 use inferd_tests::answer::OBSERVATIONS;
+use inferd_tests::bench::{Lines, scaled};
 use inferd_tests::leaks::Baseline;
 use inferd_tests::policies::{WALKING, perceptron};
 use inferd_tests::{Confined, Daemon, DaemonConfig, Model, places};
@@ -64,7 +64,7 @@ struct Seen {
 const TORCHSCRIPT: &str = "file = \"policy.pt\"\ninput_order = [\"obs\"]\noutput_order = [\"actions\"]\n[inputs.obs]\ndtype = \"f32\"\nshape = [1, 47]\n[outputs.actions]\nshape = [1, 12]\n[options]\nreset_method = \"reset_memory\"\n";
 
 /// Runs the rows that were asked for.
-pub fn run(report: &Report) {
+pub fn run(lines: &Lines) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let bytes = [1, 2].map(|seed| perceptron(&WALKING, seed));
     let files = ["a.onnx", "b.onnx"].map(|name| dir.path().join(name));
@@ -73,17 +73,16 @@ pub fn run(report: &Report) {
     let count = std::env::var("INFERD_BENCH_RELOADS").ok().and_then(|n| n.parse().ok());
     let policy = |name, cpus| {
         let (files, answers) = (files.clone(), Some(answers.clone()));
-        Row { name, cpus, reloads: count.unwrap_or(1000), files, answers }
+        Row { name, cpus, reloads: count.unwrap_or_else(|| scaled(125, 5) as u32), files, answers }
     };
     let mut rows = vec![
         policy("reloads of a 0.76 MB ONNX policy, one CPU", 1),
         policy("reloads of a 0.76 MB ONNX policy, two CPUs", 2),
     ];
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let torch = places::bin_dir().join("inferd-worker-torch");
     match places::shared().map(|s| s.join("models/unitree_rl_gym/g1_motion.pt")).filter(|p| p.exists()) {
-        Some(file) if torch.exists() => {
-            let reloads = count.unwrap_or(100).min(100);
+        Some(file) if places::has_worker("inferd-worker-torch") => {
+            let reloads = count.unwrap_or_else(|| scaled(20, 2) as u32).min(100);
             std::fs::copy(&file, folder.path().join("policy.pt")).expect("our own folder");
             std::fs::write(folder.path().join("model.toml"), TORCHSCRIPT).expect("our own file");
             let file = folder.path().to_owned();
@@ -101,13 +100,13 @@ pub fn run(report: &Report) {
         "{CLIENTS} clients at {} Hz; windows of {RELOADS_PER_WINDOW} reloads alternate with quiet ones\n",
         PACE.rate_hz
     );
-    for row in rows.iter().filter(|row| report.wants(row.name)) {
+    for row in rows.iter().filter(|row| lines.wants(row.name)) {
         let Some(_confined) = Confined::to(row.cpus) else {
             println!("SKIP {}: this machine has fewer CPUs", row.name);
             continue;
         };
         let seen = measure(row);
-        print(report, row, &seen);
+        print(lines, row, &seen);
     }
 }
 
@@ -207,7 +206,7 @@ impl Seen {
         let ms = |ns: u64| (ns.saturating_sub(start)) as f64 / 1e6;
         let reloads = self.reloads.iter().filter(|r| r.ended_ns < start + SERIES_NS);
         json!({
-            "series": name,
+            "kind": "series", "series": name,
             "t_ms": (0..buckets).map(|i| i as u64 * BUCKET_NS / 1_000_000).collect::<Vec<_>>(),
             "p50_us": latencies.iter().map(|l| quantile(l, 0.5) as f64 / 1e3).collect::<Vec<_>>(),
             "max_us": latencies.iter().map(|l| quantile(l, 1.0) as f64 / 1e3).collect::<Vec<_>>(),
@@ -217,7 +216,7 @@ impl Seen {
     }
 }
 
-fn print(report: &Report, row: &Row, seen: &Seen) {
+fn print(lines: &Lines, row: &Row, seen: &Seen) {
     let (quiet, loaded, gaps) = (seen.latencies(false), seen.latencies(true), seen.gaps());
     let requests: usize = seen.calls.iter().map(Vec::len).sum();
     let (failed, wrong) = (seen.failed(), seen.wrong(row));
@@ -258,8 +257,8 @@ fn print(report: &Report, row: &Row, seen: &Seen) {
     if same != "as at the start" {
         println!("    before {:#?}\n    after {:#?}", seen.before.holdings, seen.after.holdings);
     }
-    report.json(&json!({
-        "row": row.name, "reloads": seen.reloads.len(), "requests": requests, "failed": failed, "wrong": wrong, "missed": seen.missed,
+    lines.line(&json!({
+        "kind": "reloads", "row": row.name, "reloads": seen.reloads.len(), "requests": requests, "failed": failed, "wrong": wrong, "missed": seen.missed,
         "quiet_p50_ns": quantile(&quiet, 0.5), "quiet_p99_ns": quantile(&quiet, 0.99), "quiet_p999_ns": quantile(&quiet, 0.999),
         "p50_ns": quantile(&loaded, 0.5), "p99_ns": quantile(&loaded, 0.99), "p999_ns": quantile(&loaded, 0.999),
         "p99_ratio": ratio(0.99), "p999_ratio": ratio(0.999),
@@ -268,5 +267,15 @@ fn print(report: &Report, row: &Row, seen: &Seen) {
         "holdings_equal": same == "as at the start",
         "supervisor_bytes": [b.supervisor, a.supervisor], "worker_bytes": [b.worker, a.worker],
     }));
-    report.json(&seen.series(row.name));
+    lines.line(&seen.series(row.name));
+}
+
+/// The value below which this part of all values lies.
+pub fn quantile(sorted: &[u64], q: f64) -> u64 {
+    sorted.get(((sorted.len().max(1) - 1) as f64 * q).round() as usize).copied().unwrap_or(0)
+}
+
+/// Nanoseconds as microseconds, for a table.
+pub fn us(ns: u64) -> String {
+    format!("{:.0}", ns as f64 / 1e3)
 }
