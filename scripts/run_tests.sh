@@ -39,7 +39,7 @@ ended_of() {
 }
 
 suites() {
-    printf '%s\n' tree lint units docs loom fuzz sanitizers client-c client-py torch-units walk guides systemd mutations
+    printf '%s\n' tree lint units docs loom benches fuzz sanitizers client-c client-py torch-units walk guides systemd mutations
     # A test is a file, or a folder with a main.rs.
     for file in */tests/*.rs */tests/*/main.rs; do
         case $file in
@@ -56,6 +56,7 @@ run_suite() {
     tree) sh scripts/check_tree.sh ;;
     lint) sh scripts/run_lint.sh ;;
     loom) sh scripts/run_loom.sh ;;
+    benches) sh scripts/smoke_benches.sh ;;
     fuzz) sh scripts/run_fuzz.sh ;;
     sanitizers) sh scripts/run_sanitizers.sh ;;
     client-c) make -C client-c test BUILD="$CARGO_TARGET_DIR/client-c-tests" ;;
