@@ -95,8 +95,8 @@ bench-act: build ## ACT with a VGA camera, served by tract, ort and torch in tur
 	for worker in $(LIBRARY_WORKERS); do sh scripts/build_worker.sh --or-skip $$worker || exit 1; done
 	@$(PYTHON) scripts/bench_act.py $(BENCH_ACT)
 
-bench-peers: ## what docs/decisions/0001 cites: the textbook crates beside the ping-pong
-	$(CARGO) run --release --locked --quiet --manifest-path tests/peers/Cargo.toml
+bench-peers: build policy ## the systems that people use instead, beside inferd: iceoryx2, zenoh, gRPC, Flask and others (six minutes)
+	sh scripts/bench_peers.sh "$(POLICY_DIR)/policy.onnx"
 
 bench-tch: torch ## what docs/decisions/0002 cites: FILE=x.pt INPUT=obs=f32:1,47 through the crate tch and through the worker
 	sh scripts/bench_tch.sh "$(FILE)" "$(or $(INPUT),obs=f32:1,47)" --outputs actions --option reset_method=reset_memory
