@@ -1,7 +1,8 @@
 //! gRPC (tonic) over a Unix socket: a unary call with the observation as the bytes of a protobuf field, and the action likewise.
 //!
 //! What `protoc` would generate is written by hand with prost's derive and tonic's codec, so that building wants no `protoc`.
-//! One thread of tokio on either side (each has one CPU), tonic's default settings for HTTP/2. Both ends sleep in epoll.
+//! One thread of tokio on either side (each has one CPU), HTTP/2 with
+//! tonic's settings but for windows that hold a message. Both ends sleep in epoll.
 
 use inferd_peers_common::{Client, Failure, Gate, Model, Peer};
 use std::convert::Infallible;
@@ -18,6 +19,8 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+/// Room for a whole image: with the default of 64 KiB a message of that size waits for window updates, some 10 ms of them.
+const WINDOW_BYTES: u32 = 4 << 20;
 const METHOD: &str = "/inferd.peers.Policy/Infer";
 
 /// An observation or an action.
@@ -87,7 +90,11 @@ fn serve(model: Model, gate: &Gate, ready: &dyn Fn(&str)) -> Result<(), Failure>
         let incoming = UnixListenerStream::new(UnixListener::bind(&place)?);
         ready(&place.display().to_string());
         let policy = Policy(Arc::new(Mutex::new(model)));
-        let server = Server::builder().add_service(policy).serve_with_incoming_shutdown(incoming, end.notified());
+        let server = Server::builder()
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .add_service(policy)
+            .serve_with_incoming_shutdown(incoming, end.notified());
         let served = server.await;
         std::fs::remove_file(&place)?;
         Ok(served?)
@@ -120,7 +127,9 @@ impl Client for Asker {
 
 fn connect(address: &str, _request: usize, _reply: usize) -> Result<Box<dyn Client>, Failure> {
     let runtime = runtime()?;
-    let endpoint = Endpoint::from_shared(format!("unix://{address}"))?;
+    let endpoint = Endpoint::from_shared(format!("unix://{address}"))?
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES);
     let channel = runtime.block_on(endpoint.connect())?;
     Ok(Box::new(Asker { runtime, grpc: tonic::client::Grpc::new(channel) }))
 }

@@ -3,9 +3,11 @@
 //! Every peer is two processes of their own, on the two CPUs that the ping-pong's processes have too, built as release from
 //! its registry's packages, warmed, and measured in rounds with the ping-pong and with inferd's daemon (`measure`). Prints a
 //! table for each row and asserts nothing about speed; a peer that could not be built or run is a line that says why, and
-//! the others go on. `INFERD_BENCH_JSON` names a file for the figures, `INFERD_BENCH_ROWS` and `INFERD_BENCH_PEERS` choose,
-//! `INFERD_PEERS_TIME_S` is the time for all of it.
+//! the others go on. `INFERD_BENCH_JSON` names a file for the figures (tests/benches/FORMAT.md),
+//! `INFERD_BENCH_ROWS` and `INFERD_BENCH_PEERS` choose, `INFERD_PEERS_TIME_S` is the time for all of it.
 
+// The same ping-pong, and the same lines about the machine, as `make bench`.
+#[allow(dead_code)]
 #[path = "../../../benches/data_path/limit.rs"]
 mod limit;
 #[path = "../../../benches/data_path/machine.rs"]
@@ -30,7 +32,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 /// How long all of it may take, once built.
-const TIME: Duration = Duration::from_secs(330);
+const TIME_S: f64 = 330.0;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -47,11 +49,19 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether a word is chosen by this variable: a list with spaces or commas, or nothing for all.
-fn is_chosen(variable: &str, word: &str) -> bool {
+/// Whether this variable chooses it: words with spaces or commas, of which it contains one, or nothing for all.
+fn is_chosen(variable: &str, name: &str) -> bool {
     let chosen = std::env::var(variable).unwrap_or_default();
     let mut words = chosen.split([' ', ',']).filter(|w| !w.is_empty()).peekable();
-    words.peek().is_none() || words.any(|w| w == word)
+    words.peek().is_none() || words.any(|w| name.contains(w))
+}
+
+/// A number from the environment.
+fn number(variable: &str, otherwise: f64) -> Result<f64, String> {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().map_err(|e| format!("{variable}: {e}")),
+        Err(_) => Ok(otherwise),
+    }
 }
 
 fn run() -> Result<(), String> {
@@ -66,22 +76,15 @@ fn run() -> Result<(), String> {
     let policy_bytes = sizes(&runtime_dir)?;
     let ground =
         Ground { places: &places, dir: dir.path(), client_cpu, server_cpu, runtime_dir: &runtime_dir, policy_bytes };
-    let mut report = Report::default();
+    let mut report = Report::new();
+    let time = Duration::from_secs_f64(number("INFERD_PEERS_TIME_S", TIME_S)?);
     let rows: Vec<Row> = Row::ALL.into_iter().filter(|r| is_chosen("INFERD_BENCH_ROWS", r.name())).collect();
     let peers: Vec<Peer> = PEERS.into_iter().filter(|p| is_chosen("INFERD_BENCH_PEERS", p.name)).collect();
-    let mut budget = Budget::new(time()?, rows.len() * peers.len());
+    let mut budget = Budget::new(time, rows.len() * peers.len(), number("INFERD_BENCH_SCALE", 1.0)?);
     for row in rows {
         run_row(row, &peers, &ground, &mut budget, &mut report)?;
     }
     report.save()
-}
-
-/// How long the measuring may take.
-fn time() -> Result<Duration, String> {
-    match std::env::var("INFERD_PEERS_TIME_S") {
-        Ok(seconds) => seconds.parse().map(Duration::from_secs).map_err(|e| format!("INFERD_PEERS_TIME_S: {e}")),
-        Err(_) => Ok(TIME),
-    }
 }
 
 fn run_row(
@@ -94,16 +97,16 @@ fn run_row(
     limit::pin(ground.client_cpu);
     let mut limit = Limit::start(Kind::Spin, ground.server_cpu);
     let mut inferd = Ends::start(&INFERD, row, ground)?;
-    let mut inferd_all = measure::histogram();
+    let mut of_inferd = measure::Rounds::default();
     report.head(row);
     for peer in peers {
-        let Some(time) = budget.next() else {
+        let Some(share) = budget.next() else {
             report.peer(row, peer, Err("the time is over (INFERD_PEERS_TIME_S)".into()));
             continue;
         };
         let measured = Ends::start(peer, row, ground).and_then(|mut ends| {
             agree(row, &inferd.first_reply, &ends.first_reply)?;
-            let measured = measure::measure(&mut limit, &mut inferd, &mut ends, &mut inferd_all, time);
+            let measured = measure::measure(&mut limit, &mut inferd, &mut ends, share, &mut of_inferd);
             // A peer that was measured well but leaves a process or a failure behind is worth a word, not its figures.
             if let Err(e) = ends.end() {
                 eprintln!("{}, {}: {e}", peer.name, row.title());
@@ -112,7 +115,9 @@ fn run_row(
         });
         report.peer(row, peer, measured);
     }
-    report.inferd(row, &inferd_all);
+    if !of_inferd.is_empty() {
+        report.inferd(row, &of_inferd.figures());
+    }
     inferd.end()
 }
 

@@ -57,17 +57,39 @@ struct Bells {
 
 type Ports = (Server<ipc::Service, [u8], (), [u8], ()>, Option<Bells>);
 
-fn serve(mut model: Model, gate: &Gate, ready: &dyn Fn(&str), with_events: bool) -> Result<(), Failure> {
+fn serve(model: Model, gate: &Gate, ready: &dyn Fn(&str), with_events: bool) -> Result<(), Failure> {
+    let (name, folder) = (format!("peers_iox2_{}", std::process::id()), std::env::current_dir()?);
+    let served = serve_at(&format!("{name}@{}", folder.display()), model, gate, ready, with_events);
+    sweep(&name)?;
+    served
+}
+
+/// Removes what bears our name: an orderly end leaves the node's own segment behind. The client has ended before.
+fn sweep(name: &str) -> Result<(), Failure> {
+    for entry in std::fs::read_dir("/dev/shm")? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&format!("{name}_")) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn serve_at(
+    address: &str,
+    mut model: Model,
+    gate: &Gate,
+    ready: &dyn Fn(&str),
+    with_events: bool,
+) -> Result<(), Failure> {
     let (_, reply_bytes) = model.bytes();
-    let folder = std::env::current_dir()?;
-    let address = format!("inferd_peers_{}@{}", std::process::id(), folder.display());
-    let place = Place::at(&address)?;
+    let place = Place::at(address)?;
     let service = place.node.service_builder(&place.name.as_str().try_into()?);
     let service = service.request_response::<[u8], [u8]>().open_or_create()?;
     let server = service.server_builder().initial_max_slice_len(reply_bytes).create()?;
     let bells = if with_events { Some(place.bells("server", "client")?) } else { None };
     let ports: Ports = (server, bells);
-    ready(&address);
+    ready(address);
     loop {
         let mut served = false;
         while let Some(request) = ports.0.receive()? {

@@ -10,7 +10,9 @@ use std::sync::Mutex;
 use std::time::Duration;
 use zenoh::bytes::ZBytes;
 use zenoh::query::{ConsolidationMode, Querier, QueryTarget};
-use zenoh::shm::{BlockOn, GarbageCollect, PosixShmProviderBackend, ShmProvider, ShmProviderBuilder};
+use zenoh::shm::{
+    BlockOn, GarbageCollect, PosixShmProviderBackend, ShmProvider, ShmProviderBuilder, cleanup_orphaned_shm_segments,
+};
 use zenoh::{Config, Session, Wait};
 
 const KEY: &str = "inferd/peers/policy";
@@ -85,7 +87,10 @@ fn serve(model: Model, gate: &Gate, ready: &dyn Fn(&str), with_shm: bool) -> Res
     ready(&address);
     gate.wait_for_end();
     drop(queryable);
-    Ok(session.close().wait().map_err(|e| e.to_string())?)
+    let closed = session.close().wait();
+    // What the client has left, which ended before; zenoh removes only what no process holds.
+    cleanup_orphaned_shm_segments();
+    Ok(closed.map_err(|e| e.to_string())?)
 }
 
 struct Asker {
