@@ -12,7 +12,7 @@ use iceoryx2::prelude::*;
 use inferd_peers_common::{Client, Failure, Gate, Model, Peer, now_ns};
 use std::time::Duration;
 
-/// How long a sleeping server waits before it looks at the gate; how long a client waits for an answer.
+/// How long a sleeping side waits for a notification at a time; how long a client waits for an answer.
 const LOOK: Duration = Duration::from_millis(50);
 const LIMIT: Duration = Duration::from_secs(5);
 /// A polling side looks at its clock once in so many fruitless looks.
@@ -135,14 +135,13 @@ impl Client for Asker {
                 return Ok(());
             }
             if let Some(bells) = &self.bells {
-                if bells.listener.timed_wait(|_| (), LIMIT)? == 0 {
-                    return Err("no reply within the limit".into());
-                }
-                continue;
+                // It may also return without a notification: one that came with an earlier look.
+                bells.listener.timed_wait(|_| (), LOOK)?;
+            } else {
+                std::hint::spin_loop();
             }
-            std::hint::spin_loop();
             looks += 1;
-            if looks.is_multiple_of(LOOKS)
+            if (self.bells.is_some() || looks.is_multiple_of(LOOKS))
                 && now_ns() > *limit.get_or_insert_with(|| now_ns() + LIMIT.as_nanos() as u64)
             {
                 return Err("no reply within the limit".into());
