@@ -11,10 +11,14 @@ cd "$(dirname "$0")/.."
 peers=$CARGO_TARGET_DIR/peers
 mkdir -p "$peers/release"
 # One left from an earlier build must not stand in for one that fails to build now.
-rm -f "$peers"/release/peer-*
+rm -f "$peers"/release/peer-* "$peers"/release/inferd-peers
 CARGO_TARGET_DIR=$peers $CARGO build --release --locked --keep-going --workspace --manifest-path tests/peers/Cargo.toml ||
     echo "bench_peers: not every peer could be built, as it says above" >&2
-[ -x "$peers/release/inferd-peers" ] || exit 1
+if [ ! -x "$peers/release/inferd-peers" ]; then
+    echo "bench_peers: the harness was not built. If its lock file lacks what inferd depends on now, write it anew:" \
+        "cargo update --workspace --manifest-path tests/peers/Cargo.toml" >&2
+    exit 1
+fi
 INFERD_PEERS_PYTHON=$(CARGO_TARGET_DIR=$CARGO_TARGET_DIR $PYTHON scripts/python_env.py onnx peers) || INFERD_PEERS_PYTHON=
 INFERD_BIN_DIR=${INFERD_BIN_DIR:-$CARGO_TARGET_DIR/release}
 INFERD_GO2_POLICY=$1
