@@ -8,9 +8,9 @@
 #[cfg(not(loom))]
 pub mod attach;
 pub mod baton;
-mod cursor;
 #[cfg(all(not(loom), feature = "control"))]
 pub mod control;
+mod cursor;
 #[cfg(not(loom))]
 pub mod failpoints;
 #[cfg(not(loom))]

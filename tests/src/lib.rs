@@ -25,6 +25,7 @@ pub mod places;
 pub mod policies;
 pub mod process;
 pub mod promises;
+pub mod ran;
 pub mod raw;
 pub mod rounds;
 pub mod skip;

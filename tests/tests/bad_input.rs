@@ -7,7 +7,7 @@ use inferd_ipc::attach::{self, AttachStatus, Attached, RecordKind};
 use inferd_ipc::control::{Command as Rpc, Reload, RpcError, ValidateAnswer, code};
 use inferd_ipc::fdpass;
 use inferd_ipc::layout::{Backing, Geometry};
-use inferd_tests::daemon::Ran;
+use inferd_tests::ran::Ran;
 use inferd_tests::skip::is_root;
 use inferd_tests::{Client, Daemon, DaemonConfig, Driver, Model, ms, onnx, scenarios, skip, turn, within};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept, bind, listen, socket};

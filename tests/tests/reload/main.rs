@@ -12,7 +12,7 @@ mod watch;
 
 use inferd_ipc::signature::DType;
 use inferd_tests::answer::hex_f32;
-use inferd_tests::daemon::Ran;
+use inferd_tests::ran::Ran;
 use inferd_tests::{Case, Daemon, Driver, Model};
 use inferd_worker::testing::npz::npz;
 use std::fs;
