@@ -6,13 +6,6 @@
 //! the others go on. `INFERD_BENCH_JSON` names a file for the figures (tests/benches/FORMAT.md),
 //! `INFERD_BENCH_ROWS` and `INFERD_BENCH_PEERS` choose, `INFERD_PEERS_TIME_S` is the time for all of it.
 
-// The same ping-pong, and the same lines about the machine, as `make bench`.
-#[allow(dead_code)]
-#[path = "../../../benches/data_path/limit.rs"]
-mod limit;
-#[path = "../../../benches/data_path/machine.rs"]
-mod machine;
-
 mod ends;
 mod measure;
 mod peers;
@@ -22,6 +15,8 @@ use ends::{Ends, Ground};
 use inferd_client::{AttachOptions, Session};
 use inferd_ipc::layout::Backing;
 use inferd_peers_common::Row;
+// The same ping-pong, and the same lines about the machine, as `make bench`.
+use inferd_tests::bench::{limit, machine};
 use inferd_tests::{Daemon, DaemonConfig, Model};
 use limit::{Kind, Limit};
 use measure::Budget;
