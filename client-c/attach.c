@@ -205,8 +205,12 @@ static int check_status(struct inferd_session *s, uint32_t status, const char *m
     if (status == IFD_ATTACH_OK) {
         return 0;
     }
+    int error = errors[status];
+    if (status == IFD_ATTACH_CLOCK_SKEW && inferd_now_ns() - s->next.clock_ns > UINT64_C(1000000) * IFD_CLOCK_STALE_MS) {
+        error = -ESTALE; /* the daemon came so late that it took the wait for a clock of another namespace */
+    }
     bool said = message[0] != '\0' && memchr(message, 0, IFD_ATTACH_MESSAGE_BYTES) != NULL;
-    return ifd_failf(s, errors[status], "attach to model %s refused: %s", s->model, said ? message : "the daemon gave no reason");
+    return ifd_failf(s, error, "attach to model %s refused: %s", s->model, said ? message : "the daemon gave no reason");
 }
 
 /* ---- geometry ---- */
@@ -303,7 +307,7 @@ int ifd_attach_begin(struct inferd_session *s)
         .slots = s->wish_slots,
         .queue = s->wish_queue,
         .pid = (uint32_t)getpid(),
-        .clock_ns = inferd_now_ns(),
+        .clock_ns = s->next.clock_ns = inferd_now_ns(),
     };
     memcpy(wish.model, s->model, sizeof wish.model);
     error = send_record(s, &wish, sizeof wish);
@@ -394,7 +398,8 @@ int ifd_attach_advance(struct inferd_session *s)
     return error == 0 || error == -EINPROGRESS ? error : give_up(s, error);
 }
 
-int ifd_attach_run(struct inferd_session *s, uint64_t deadline_ns)
+/* One attach, with waiting; -ESTALE: the daemon answered too late to judge our clock. */
+static int attach_once(struct inferd_session *s, uint64_t deadline_ns)
 {
     int error = 0;
     while (s->next.phase == IFD_IDLE) {
@@ -416,4 +421,13 @@ int ifd_attach_run(struct inferd_session *s, uint64_t deadline_ns)
         (void)poll(&readable, 1, left_ms > 1000 ? 1000 : (int)left_ms);
     }
     return error;
+}
+
+int ifd_attach_run(struct inferd_session *s, uint64_t deadline_ns)
+{
+    int error;
+    do {
+        error = attach_once(s, deadline_ns);
+    } while (error == -ESTALE && inferd_now_ns() < deadline_ns);
+    return error == -ESTALE ? ifd_failf(s, -ETIMEDOUT, "attach to %s: the daemon answers too late", s->model) : error;
 }

@@ -64,6 +64,7 @@ struct ifd_link {
     int socket, doorbell_socket; /* -1: none */
     uint32_t generation, backing, spin_us;
     uint64_t session;
+    uint64_t clock_ns; /* that ATTACH carried */
     char version[32];
 };
 

@@ -16,7 +16,7 @@ use inferd_ipc::attach::{
 use inferd_ipc::failpoint;
 use inferd_ipc::fdpass;
 use inferd_ipc::layout::{Backing, Geometry};
-use inferd_ipc::limits::SPIN_US_MAX;
+use inferd_ipc::limits::{CLOCK_STALE_MS, SPIN_US_MAX};
 use inferd_ipc::mem::Mem;
 use inferd_ipc::region::{self, Access, RegionError, RegionKind};
 use inferd_ipc::requester::Requester;
@@ -40,6 +40,8 @@ pub(crate) struct Handshake {
     socket: OwnedFd,
     limit_ns: u64,
     timeout: Duration,
+    /// The clock that ATTACH carries.
+    clock_ns: u64,
     /// What ATTACHED gave; then READY is due.
     mapped: Option<Mapping>,
 }
@@ -58,6 +60,8 @@ impl Link {
             match handshake.step()? {
                 Step::Attached(link) => return Ok(*link),
                 Step::Waits(same) => handshake = *same,
+                Step::Stale(refusal) if now_ns() >= limit_ns => return Err(refusal),
+                Step::Stale(_) => handshake = Handshake::begin(options, model, dir, timeout, limit_ns)?,
             }
             handshake.wait(limit_ns)?;
         }
@@ -70,6 +74,8 @@ pub(crate) enum Step {
     Attached(Box<Link>),
     /// The daemon's next record is not there yet.
     Waits(Box<Handshake>),
+    /// The daemon came to read ATTACH so late that it took the wait for a clock of another namespace: begin again.
+    Stale(Error),
 }
 
 impl Handshake {
@@ -84,7 +90,7 @@ impl Handshake {
         let limit_ns = limit_ns(now_ns(), Some(timeout));
         let socket = connect_to(dir, patient_until_ns)?;
         failpoint!("client.connected");
-        let handshake = Handshake { model: model.clone(), socket, limit_ns, timeout, mapped: None };
+        let handshake = Handshake { model: model.clone(), socket, limit_ns, timeout, clock_ns: now_ns(), mapped: None };
         let wish = Attach {
             head: head(RecordKind::Attach, size_of::<Attach>()),
             model: field(&options.model),
@@ -92,7 +98,7 @@ impl Handshake {
             queue: options.queue.map_or(0, |queue| queue as u32),
             flags: 0,
             pid: std::process::id(),
-            clock_ns: now_ns(),
+            clock_ns: handshake.clock_ns,
         };
         handshake.send(wish.as_bytes())?;
         failpoint!("client.attach.sent");
@@ -105,7 +111,10 @@ impl Handshake {
             let Some((attached, fds)) = self.receive::<Attached>(RecordKind::Attached)? else {
                 return Ok(Step::Waits(Box::new(self)));
             };
-            self.check_status(attached.status, &attached.message)?;
+            match self.check_status(attached.status, &attached.message) {
+                Err(refusal) if refusal.is_clock_skew() && self.is_stale() => return Ok(Step::Stale(refusal)),
+                checked => checked?,
+            }
             failpoint!("client.attached");
             self.mapped = Some(Mapping::import(attached, fds)?);
             failpoint!("client.mapped");
@@ -205,6 +214,11 @@ impl Handshake {
             }),
             Err(fault) => Err(Error::protocol(fault)),
         }
+    }
+
+    /// Whether the daemon was so late that its look at our clock says nothing.
+    fn is_stale(&self) -> bool {
+        now_ns().saturating_sub(self.clock_ns) > CLOCK_STALE_MS * 1_000_000
     }
 
     fn check_status(&self, status: u32, message: &[u8]) -> Result<(), Error> {

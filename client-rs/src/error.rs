@@ -175,6 +175,10 @@ impl Error {
         }
     }
 
+    pub(crate) fn is_clock_skew(&self) -> bool {
+        matches!(self, Error::Attach { status: AttachStatus::ClockSkew, .. })
+    }
+
     pub(crate) fn os(what: impl Into<String>, source: impl Into<std::io::Error>) -> Error {
         Error::Os { what: what.into(), source: source.into() }
     }

@@ -44,6 +44,8 @@ pub const REGION_BYTES_PER_UID_MAX: u64 = 1 << 30;
 pub const ATTACH_GRACE_MS: u64 = 2_000;
 /// Largest difference between a client's monotonic clock and the daemon's at attach.
 pub const CLOCK_SKEW_MS_MAX: u64 = 1_000;
+/// A client whose clock is refused after a longer wait than this attaches again with a fresh reading: it was the wait.
+pub const CLOCK_STALE_MS: u64 = 500;
 /// Longest message in an attach answer, in bytes, with its terminating zero.
 pub const ATTACH_MESSAGE_BYTES: usize = 384;
 /// Longest record between supervisor and worker in bytes.
@@ -226,6 +228,7 @@ table!(
     REGION_BYTES_PER_UID_MAX,
     ATTACH_GRACE_MS,
     CLOCK_SKEW_MS_MAX,
+    CLOCK_STALE_MS,
     ATTACH_MESSAGE_BYTES,
     WORKER_RECORD_BYTES_MAX,
     RECORD_FDS_MAX,

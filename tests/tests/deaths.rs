@@ -3,6 +3,7 @@
 //! Clients and workers are SIGKILLed and SIGSTOPped under load, the daemon is SIGKILLed and started
 //! again. Bystanders keep clean ledgers; what the dead held is given back within two seconds.
 
+use inferd_ipc::limits::CLOCK_SKEW_MS_MAX;
 use inferd_tests::answer::mix;
 use inferd_tests::{Answer, Model, Rounds, ms, now_ns, scenarios, within};
 use nix::sys::signal::{Signal, kill};
@@ -74,6 +75,18 @@ scenarios! {
         sleeper.signal(Signal::SIGCONT);
         let summary = sleeper.finish(ms(10_000)).clean();
         assert_eq!(summary.count("ok"), summary.number("sent"), "{}", summary.json);
+    }
+
+    fn a_client_that_attaches_while_the_daemon_is_stopped_is_served_when_it_goes_on(case) {
+        let daemon = case.config().model(Model::echo("m")).start();
+        let mut robot = case.driver(&daemon);
+        daemon.signal(Signal::SIGSTOP);
+        robot.begin("attach model=m timeout_us=10000000");
+        // Longer than clocks may differ: what the daemon reads then is a clock of the past.
+        std::thread::sleep(ms(CLOCK_SKEW_MS_MAX + 300));
+        daemon.signal(Signal::SIGCONT);
+        robot.finish(ms(10_000)).succeeded();
+        robot.exchange("fill=1").expect("ok");
     }
 
     fn workers_killed_under_load_cost_at_most_the_running_request_each(case) {

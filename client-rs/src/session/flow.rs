@@ -336,6 +336,7 @@ impl Session {
                 Ok(())
             }
             Ok(Step::Attached(link)) => self.adopt(*link),
+            Ok(Step::Stale(_)) => Ok(()),
             Err(cause) => Err(self.attempt_failed(cause)),
         }
     }
