@@ -104,9 +104,10 @@ MUTATIONS: List[Mutation] = [
     Mutation("a release does not wake a worker without credit", REQUESTER,
              "if self.latest && self.answered < self.next() { self.wake_worker() } else { Ring::Done }", "Ring::Done",
              "loom", "a_worker_without_credit_is_woken_by_the_release"),
-    Mutation("the baton is let go without release", "ipc/src/baton.rs",
-             "self.mem.word(at).store(ticket, Ordering::Release);\n        self.mem.futex_wake(at);",
-             "self.mem.word(at).store(ticket, Ordering::Relaxed);\n        self.mem.futex_wake(at);",
+    # The other end's release is not here: the fence of the last reply's publish orders as much before it.
+    Mutation("a release of the baton is seen without acquire", "ipc/src/baton.rs",
+             "self.mem.word(Self::entry(entry) + RELEASED).load(Ordering::Acquire)",
+             "self.mem.word(Self::entry(entry) + RELEASED).load(Ordering::Relaxed)",
              "loom", "who_sees_a_release_sees_every_reply_before_it"),
     Mutation("streaming stores are not ordered before a publish", "ipc/src/sync.rs",
              "core::arch::x86_64::_mm_sfence();", "std::arch::asm!(\"\");",
