@@ -145,9 +145,9 @@ mod real {
         #[inline]
         pub fn load_words<const N: usize>(&self, at: usize) -> [u64; N] {
             self.check_words(at, N);
-            // SAFETY: in bounds and aligned (checked above, the base is page-aligned); alive while `self` is; a racing
-            // peer makes an atomic load return some value, nothing worse.
             std::array::from_fn(|i| {
+                // SAFETY: in bounds and aligned (checked above, the base is page-aligned); alive while `self` is; a racing
+                // peer makes an atomic load return some value, nothing worse.
                 unsafe { AtomicU64::from_ptr(self.base.add(at + 8 * i).cast()) }.load(Ordering::Relaxed)
             })
         }

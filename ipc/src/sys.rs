@@ -196,7 +196,7 @@ pub(crate) fn receive_message(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::
         // SAFETY: `part` is a whole header within `control`, aligned as its words are; the kernel is done with it.
         let (header, data) = unsafe { (*part, libc::CMSG_DATA(part)) };
         if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-            let length = header.cmsg_len as usize - (data as usize - part as usize);
+            let length = header.cmsg_len - (data as usize - part as usize);
             for i in 0..length / size_of::<libc::c_int>() {
                 // SAFETY: element i lies within this part's length; the kernel has just installed the descriptor for us,
                 // and nobody else owns it.
