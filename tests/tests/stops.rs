@@ -80,6 +80,8 @@ fn one_stop(rounds: &Rounds, steps: &[Step]) -> Duration {
     let config = DaemonConfig::new(if round.is_multiple_of(5) { Backing::Posix } else { Backing::Memfd })
         .model(sleepy("m", "in_order").weights(b"the first"))
         .model(sleepy("l", "latest").config("spin_us", "0"))
+        // A confined worker may signal nobody, the daemon neither.
+        .set("worker", "confine = \"off\"")
         .set("daemon", &format!("drain_ms = {DRAIN_MS}"));
     let mut armed = Armed::start(config);
     let mut robots = robots(&armed);
