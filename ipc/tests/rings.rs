@@ -191,7 +191,8 @@ fn sequence_numbers_and_counts_that_lie_end_the_session() {
         p.request.word(p.geometry.request_slot(0)).store(lie, Ordering::Release);
         assert!(matches!(p.worker.take(), Err(PeerFault::Sequence { .. })), "{lie}");
     }
-    for lie in [2, 1 << 50, u64::MAX] {
+    // The last but one is a number that belongs into this slot, only too far ahead.
+    for lie in [2, 1 << 50, (1 << 47) + 1, u64::MAX] {
         let mut p = pair(4, Queue::Latest);
         p.request.word(p.geometry.request_slot(0)).store(lie, Ordering::Release);
         p.word(REQ_PUBLISHED).store(lie, Ordering::Release);
