@@ -175,7 +175,7 @@ fn a_candidate_runs_the_recorded_steps_says_how_far_apart_it_is_and_then_serves(
     other.shadow(&live.record, None, None, 0);
     assert_eq!(other.shadowed().steps, 8);
     let start = Instant::now();
-    while other.threads() != [("inferd-worker".to_owned(), SCHED_OTHER)] {
+    while other.threads() != waiting(SCHED_IDLE) {
         assert!(start.elapsed() < Duration::from_secs(10), "the shadow's thread ends: {:?}", other.threads());
     }
     other.record(&live.record);
@@ -314,6 +314,11 @@ fn a_model_is_loaded_by_a_thread_that_ends_at_idle_priority_unless_it_is_awaited
             assert!(start.elapsed() < Duration::from_secs(10), "{:?}", worker.threads());
         }
         worker.loaded();
-        assert_eq!(worker.threads(), [("inferd-worker".to_owned(), SCHED_OTHER)]);
+        assert_eq!(worker.threads(), waiting(policy));
     }
+}
+
+/// Threads of a worker that is confined and does not serve yet: a shadow run gets one that was there before, as urgent as loading.
+fn waiting(policy: u32) -> [(String, u32); 2] {
+    [("inferd-worker".to_owned(), SCHED_OTHER), ("shadow-run".to_owned(), policy)]
 }
