@@ -182,6 +182,12 @@ impl Scene {
         (verdict, self.good[which].clone())
     }
 
+    /// Whether a child of the daemon is past its exec. Until then whoever starts it waits: a stop would hold the daemon too.
+    fn runs_its_program(&self, pid: u32) -> bool {
+        let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+        program(pid).is_some_and(|child| Some(child) != program(self.daemon.pid()))
+    }
+
     /// A signal for the loader, some time after it was started.
     fn struck(&self, seed: u64, signal: Signal) -> Result<ReloadAnswer, RpcError> {
         let file = self.file("struck.onnx", &self.good[1]);
@@ -190,7 +196,9 @@ impl Scene {
             let reload = scope.spawn(|| self.daemon.reload_from("m", &file));
             let mut loader = None;
             while loader.is_none() && !reload.is_finished() {
-                loader = children(self.daemon.pid()).into_iter().find(|pid| !before.contains(pid));
+                let due =
+                    |pid: &u32| !before.contains(pid) && (signal != Signal::SIGSTOP || self.runs_its_program(*pid));
+                loader = children(self.daemon.pid()).into_iter().find(due);
             }
             // Mostly while it loads; now and then while it takes over, or once it is live.
             let within_us = if seed.is_multiple_of(4) { 40_000 } else { 10_000 };
