@@ -3,7 +3,7 @@
 
 usage: mutation_check.py [--list | --all | --rotate | NAME...]
 --list looks whether every mutation still applies and every test is there, and builds nothing. --rotate takes one of each kind
-(ipc, loom, scenario), chosen by the commit. The copy lies in CARGO_TARGET_DIR/mutations with a target folder of its own; scenarios run the
+(ipc, unit or C; loom; scenario), chosen by the commit. The copy lies in CARGO_TARGET_DIR/mutations with a target folder of its own; scenarios run the
 ordinary test binaries against mutated programs (scripts/build_failpoints.sh: echo alone). Each test must
 pass without the fault first, save with --rotate: the suites of the same run show that.
 """
@@ -41,6 +41,8 @@ def test_file(mutation: Mutation) -> Path:
         return ROOT / mutation.file
     if kind == "loom":
         return ROOT / "ipc/tests/loom.rs"
+    if kind == "c":
+        return ROOT / f"client-c/tests/{name}.c"
     return ROOT / ("ipc/tests" if kind == "ipc" else "tests/tests") / f"{name}.rs"
 
 
@@ -52,7 +54,7 @@ def faults_of_the_list() -> List[str]:
         if count != 1:
             faults.append(f"{m.name}: its text stands {count} times in {m.file}, not once; bring tests/mutations.py up to date")
         test = m.test.split("::")[0]
-        if not test_file(m).exists() or not re.search(rf"\bfn {test}\b", test_file(m).read_text()):
+        if not test_file(m).exists() or not re.search(rf"\b(?:fn|void) {test}\b", test_file(m).read_text()):
             faults.append(f"{m.name}: no test {test} in {test_file(m).relative_to(ROOT)}")
     if len({m.name for m in MUTATIONS}) != len(MUTATIONS):
         faults.append("two mutations have one name")
@@ -63,7 +65,7 @@ def rotating() -> List[Mutation]:
     """One of each kind, chosen by the commit; by the day where there is none."""
     ran = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     turn = int(ran.stdout[:8], 16) if ran.returncode == 0 else int(time.time() // 86400)
-    kinds = [("ipc", "unit"), ("loom",), ("scenario",)]
+    kinds = [("ipc", "unit", "c"), ("loom",), ("scenario",)]
     classes = [[m for m in MUTATIONS if m.suite.split(":")[0] in kind] for kind in kinds]
     return [of[turn % len(of)] for of in classes]
 
@@ -101,6 +103,11 @@ def build_and_test(mutation: Mutation) -> Tuple[List[str], List[str], Path]:
     exact = [mutation.test] if kind == "unit" else ["--exact", mutation.test]
     if kind == "scenario":
         return ["sh", "scripts/build_failpoints.sh"], [scenario_binary(name), *exact], ROOT / "tests"
+    if kind == "c":
+        client, built = TREE / "client-c", str(PLACE / f"target/{name}")
+        sources = [client / f"tests/{name}.c", client / "tests/fake.c", *sorted(client.glob("*.c"))]
+        flags = ["-std=c11", "-D_GNU_SOURCE", "-O2", f"-I{TREE}/include", f"-I{client}"]
+        return [os.environ.get("CC", "cc"), *flags, "-o", built, *map(str, sources), "-pthread"], [built], TREE
     cargo = [CARGO, "test", "--profile", "failpoints", "--locked", "--quiet"]
     if kind == "loom":
         cargo += ["-p", "inferd-ipc", "--test", "loom"]
@@ -160,6 +167,10 @@ def run(mutation: Mutation, log: List[str]) -> str:
     finally:
         end_group(process)
     log.append(said)
+    if mutation.suite.startswith("c:"):
+        if f": {mutation.test}: " in said:
+            return "failed"
+        return "passed" if process.returncode == 0 and f"ok {mutation.test}\n" in said else "broken"
     ran = re.search(r"(?m)^test result: \w+\. (\d+) passed; (\d+) failed", said)
     if ran is None or "SKIP" in said:
         # A sanity check of the model or of an allocator may end the process instead of the test.

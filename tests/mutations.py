@@ -14,7 +14,7 @@ class Mutation(NamedTuple):
     file: str
     search: str
     replace: str
-    #: `ipc:FILE`, `loom`, `unit:CRATE` or `scenario:FILE`.
+    #: `ipc:FILE`, `loom`, `unit:CRATE`, `c:FILE` (of client-c/tests) or `scenario:FILE`.
     suite: str
     test: str
 
@@ -157,5 +157,5 @@ MUTATIONS: List[Mutation] = [
              "scenario:rules", "rule_6_an_abandoned_wait_changes_nothing_and_its_reply_frees_its_slot::c_memfd"),
     Mutation("the C client falls asleep over its reply", "client-c/wait.c",
              "return !ifd_reply_ready(s) &&", "return (ifd_reply_ready(s) || true) &&",
-             "scenario:rules", "no_wake_is_lost_when_both_sides_sleep_at_once::c_memfd"),
+             "c:test_wait", "a_reply_that_came_before_the_sleep_is_not_slept_over"),
 ]

@@ -52,6 +52,26 @@ static void rounds(uint32_t spin_us, bool by_poll)
     fake_stop(&f);
 }
 
+/* Whoever published it looked before the sleeping word was raised: nobody will ring. */
+static void a_reply_that_came_before_the_sleep_is_not_slept_over(void)
+{
+    struct fake f;
+    struct inferd_reply reply;
+    struct inferd_ticket ticket;
+    fake_start(&f, 4, INFERD_IN_ORDER, 0);
+    struct inferd_session *s = fake_attach(&f, NULL);
+    CHECK_EQ(inferd_request(s), 0);
+    CHECK_EQ(inferd_submit(s, NULL, &ticket), 0);
+    CHECK_EQ(inferd_poll_arm(s), 0);
+    CHECK_EQ(inferd_poll_disarm(s), 0);
+    fake_answer(&f, 0, INFERD_OK, 0, 0, 1.0f);
+    CHECK_EQ(inferd_poll_arm(s), 1);
+    CHECK_EQ(inferd_try(s, ticket, &reply), INFERD_OK);
+    CHECK_EQ(inferd_release(s, &reply), 0);
+    inferd_detach(s);
+    fake_stop(&f);
+}
+
 static void no_wake_is_lost_when_both_sides_sleep_at_once(void)
 {
     rounds(0, false);
@@ -159,6 +179,7 @@ static void a_sleep_ends_when_its_time_is_up_and_not_much_later(void)
 int main(void)
 {
     (void)alarm(120);
+    RUN(a_reply_that_came_before_the_sleep_is_not_slept_over);
     RUN(no_wake_is_lost_when_both_sides_sleep_at_once);
     RUN(no_wake_is_lost_when_the_client_spins_a_little);
     RUN(no_wake_is_lost_on_the_pollable_descriptor);
