@@ -79,6 +79,7 @@ struct inferd_session {
     bool taken;            /* slot of next_request is the caller's */
     bool reset_next;       /* inferd_reset() was called, or the session was replaced */
     bool armed;            /* the sleeping word says IFD_ASLEEP_SOCKET */
+    bool in_its_way;       /* the worker was woken just now, and waits for the CPU that we run on */
     uint64_t reset_seq;
     uint64_t doorbell; /* value of our doorbell word */
 

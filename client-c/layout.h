@@ -45,10 +45,12 @@
 #define IFD_REQ_PUBLISHED (0u * IFD_WORD_STRIDE)
 #define IFD_REQ_RELEASED (1u * IFD_WORD_STRIDE)
 #define IFD_REQ_SLEEPING (2u * IFD_WORD_STRIDE)
+#define IFD_REQ_SLEEPER_CPU (IFD_REQ_SLEEPING + 8u)
 #define IFD_REQ_DOORBELL (3u * IFD_WORD_STRIDE)
 /* Words of the reply region, from geometry.reply_base: written by the worker. */
 #define IFD_REP_STATE (0u * IFD_WORD_STRIDE)
 #define IFD_REP_SLEEPING (1u * IFD_WORD_STRIDE)
+#define IFD_REP_SLEEPER_CPU (IFD_REP_SLEEPING + 8u)
 #define IFD_REP_DOORBELL (2u * IFD_WORD_STRIDE)
 
 /* Values of the sleeping words. */

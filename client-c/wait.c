@@ -11,6 +11,7 @@
 
 #include <linux/futex.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -47,15 +48,26 @@ static void futex_wake_one(const _Atomic uint64_t *word)
 
 /* ---- doorbells ---- */
 
+/* The CPU that we run on, plus one; 0 where the kernel does not say. A sleeper leaves it beside its sleeping word: whoever
+ * wakes it there and then spins keeps it from answering, for most often it is put on that CPU again. A hint alone. */
+static uint64_t this_cpu(void)
+{
+    int cpu = sched_getcpu();
+    return cpu < 0 ? 0 : (uint64_t)cpu + 1;
+}
+
 void ifd_ring_doorbell(struct inferd_session *s)
 {
     /* SeqCst: orders the stores before it before the load below; pairs with the fence after Responder::fall_asleep, so
      * that either we see the worker asleep, or it sees our request. */
     atomic_thread_fence(memory_order_seq_cst);
     uint64_t sleeping = atomic_load_explicit(ifd_rep_word(s, IFD_REP_SLEEPING), memory_order_relaxed);
+    s->in_its_way = false;
     if (sleeping == IFD_AWAKE) {
         return;
     }
+    uint64_t its_cpu = atomic_load_explicit(ifd_rep_word(s, IFD_REP_SLEEPER_CPU), memory_order_relaxed);
+    s->in_its_way = its_cpu != 0 && its_cpu == this_cpu();
     if (sleeping == IFD_ASLEEP_SOCKET) {
         static const char ring = 1;
         (void)send(s->link.doorbell_socket, &ring, sizeof ring, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -71,6 +83,7 @@ void ifd_ring_doorbell(struct inferd_session *s)
 /* Says how the client sleeps; true if nothing has changed that it would sleep over. */
 static bool fall_asleep(struct inferd_session *s, uint64_t how)
 {
+    atomic_store_explicit(ifd_req_word(s, IFD_REQ_SLEEPER_CPU), this_cpu(), memory_order_relaxed);
     atomic_store_explicit(ifd_req_word(s, IFD_REQ_SLEEPING), how, memory_order_relaxed);
     IFD_FAILPOINT("client.asleep");
     /* SeqCst: pairs with the fence in Responder::wake_client. */
@@ -159,7 +172,7 @@ int ifd_await_reply(struct inferd_session *s, struct ifd_waiter *waiter)
             ifd_spin_hint();
         }
         uint64_t now_ns = inferd_now_ns();
-        bool sleeps = now_ns >= waiter->spin_until_ns;
+        bool sleeps = now_ns >= waiter->spin_until_ns || s->in_its_way;
         if (now_ns >= waiter->limit_ns) {
             return ifd_reply_ready(s) ? 0 : -ETIMEDOUT;
         }

@@ -319,6 +319,11 @@ void fake_set_sleeping(struct fake *f, uint64_t how)
     atomic_store(rep_word(f, IFD_REP_SLEEPING), how);
 }
 
+void fake_set_sleeper_cpu(struct fake *f, int cpu)
+{
+    atomic_store(rep_word(f, IFD_REP_SLEEPER_CPU), (uint64_t)cpu + 1);
+}
+
 static void futex(const _Atomic uint64_t *at, int operation, uint32_t value)
 {
     (void)syscall(SYS_futex, (const void *)at, operation, value, NULL, NULL, 0);

@@ -71,6 +71,7 @@ uint64_t fake_client_sleeps(struct fake *f);
 void fake_set_state(struct fake *f, uint64_t state);
 /* Says how the worker sleeps; `IFD_ASLEEP_FUTEX` and so on. */
 void fake_set_sleeping(struct fake *f, uint64_t how);
+void fake_set_sleeper_cpu(struct fake *f, int cpu);
 uint64_t fake_doorbell(struct fake *f);
 bool fake_socket_rang(struct fake *f);
 

@@ -6,7 +6,10 @@
  */
 #include "fake.h"
 
+#include <errno.h>
 #include <poll.h>
+#include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define MS UINT64_C(1000000)
@@ -70,6 +73,47 @@ static void a_reply_that_came_before_the_sleep_is_not_slept_over(void)
     CHECK_EQ(inferd_release(s, &reply), 0);
     inferd_detach(s);
     fake_stop(&f);
+}
+
+/* Sleeps of the calling thread so far. */
+static long sleeps(void)
+{
+    struct rusage usage;
+    CHECK_EQ(getrusage(RUSAGE_THREAD, &usage), 0);
+    return usage.ru_nvcsw;
+}
+
+static long sleeps_of_a_call_of_200_ms(struct inferd_session *s)
+{
+    struct inferd_reply reply;
+    struct inferd_ticket ticket;
+    long before = sleeps();
+    CHECK_EQ(inferd_request(s), 0);
+    CHECK_EQ(inferd_submit(s, NULL, &ticket), 0);
+    CHECK_EQ(inferd_wait(s, ticket, 200 * MS, &reply), -ETIMEDOUT);
+    return sleeps() - before;
+}
+
+static void a_client_does_not_spin_on_the_cpu_that_the_woken_worker_waits_for(void)
+{
+    struct fake f;
+    cpu_set_t before, here;
+    int cpu = sched_getcpu();
+    CHECK_EQ(sched_getaffinity(0, sizeof before, &before), 0);
+    CPU_ZERO(&here);
+    CPU_SET((unsigned)cpu, &here);
+    CHECK_EQ(sched_setaffinity(0, sizeof here, &here), 0);
+    fake_start(&f, 4, INFERD_IN_ORDER, 10000000);
+    struct inferd_session *s = fake_attach(&f, NULL);
+    CHECK(sleeps_of_a_call_of_200_ms(s) < 3);
+    fake_set_sleeping(&f, IFD_ASLEEP_FUTEX);
+    fake_set_sleeper_cpu(&f, cpu + 1);
+    CHECK(sleeps_of_a_call_of_200_ms(s) < 3);
+    fake_set_sleeper_cpu(&f, cpu);
+    CHECK(sleeps_of_a_call_of_200_ms(s) >= 5); /* in slices of 10 ms */
+    inferd_detach(s);
+    fake_stop(&f);
+    CHECK_EQ(sched_setaffinity(0, sizeof before, &before), 0);
 }
 
 static void no_wake_is_lost_when_both_sides_sleep_at_once(void)
@@ -180,6 +224,7 @@ int main(void)
 {
     (void)alarm(120);
     RUN(a_reply_that_came_before_the_sleep_is_not_slept_over);
+    RUN(a_client_does_not_spin_on_the_cpu_that_the_woken_worker_waits_for);
     RUN(no_wake_is_lost_when_both_sides_sleep_at_once);
     RUN(no_wake_is_lost_when_the_client_spins_a_little);
     RUN(no_wake_is_lost_on_the_pollable_descriptor);

@@ -427,7 +427,10 @@ class Session:
             if now_ns >= end_ns:
                 lib.abandon(self._handle, ticket)
                 return -110
-            if now_ns < spin_ns or lib.poll_arm(self._handle) != 0:
+            if now_ns < spin_ns:
+                os.sched_yield()  # the worker may be waiting for this CPU
+                continue
+            if lib.poll_arm(self._handle) != 0:
                 continue
             poller = select.poll()
             poller.register(lib.poll_fd(self._handle), select.POLLIN)

@@ -125,6 +125,12 @@ impl Link {
         number
     }
 
+    /// Whether spinning for the reply would keep the worker from giving one: it waits for the CPU that we run on.
+    #[inline]
+    pub(crate) fn in_the_workers_way(&self) -> bool {
+        self.requester.in_its_way()
+    }
+
     /// Whether the next reply is there.
     #[inline]
     pub(crate) fn reply_ready(&self) -> bool {

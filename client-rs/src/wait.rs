@@ -56,7 +56,7 @@ impl Waiter {
                 polls = std::hint::black_box(polls) - 1;
             }
             let now = now_ns();
-            let sleeps = now >= self.spin_until_ns;
+            let sleeps = now >= self.spin_until_ns || link.in_the_workers_way();
             if now >= self.limit_ns {
                 return Waiter::once_more(link, Arrival::TimedOut);
             }

@@ -212,6 +212,32 @@ fn sleeping_clients_are_woken_and_deadlines_and_resets_arrive() {
     assert_eq!((reply.status(), reply.state_reset()), (Status::Expired, true));
 }
 
+/// Sleeps of the calling thread so far.
+fn sleeps() -> i64 {
+    nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_THREAD).unwrap().voluntary_context_switches()
+}
+
+#[test]
+fn a_client_does_not_spin_on_the_cpu_that_the_woken_worker_waits_for() {
+    use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+    // The fake daemon's threads inherit it.
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu().unwrap()).unwrap();
+    sched_setaffinity(nix::unistd::Pid::from_raw(0), &here).unwrap();
+    let (_dir, daemon, mut session) = start(Model::new(Queue::InOrder, 4));
+    session.set_spin_us(10_000_000).unwrap();
+    daemon.control.hold.store(true, SeqCst);
+    let mut timed_out = || {
+        let before = sleeps();
+        assert!(matches!(call(&mut session, 1.0, Some(200 * MS)), Err(Error::Timeout { .. })));
+        sleeps() - before
+    };
+    assert!(timed_out() < 3, "an awake worker is spun for");
+    daemon.control.asleep.store(true, SeqCst);
+    std::thread::sleep(50 * MS);
+    assert!(timed_out() >= 5, "a sleep each 10 ms");
+}
+
 #[test]
 fn an_event_loop_is_woken_through_the_pollable_descriptor() {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -28,12 +28,16 @@ pub const REQ_PUBLISHED: usize = 0;
 pub const REQ_RELEASED: usize = WORD_STRIDE;
 /// Request region: whether, and how, the client sleeps ([`AWAKE`], [`ASLEEP_FUTEX`], [`ASLEEP_SOCKET`]).
 pub const REQ_SLEEPING: usize = 2 * WORD_STRIDE;
+/// Request region: the CPU on which the client fell asleep, plus one; 0 where it does not say. A hint, beside its sleeping word.
+pub const REQ_SLEEPER_CPU: usize = REQ_SLEEPING + 8;
 /// Request region: the doorbell that the client rings; the worker waits on it.
 pub const REQ_DOORBELL: usize = 3 * WORD_STRIDE;
 /// Reply region, relative to [`Geometry::reply_base`]: the model's state, one of [`ServingState`].
 pub const REP_STATE: usize = 0;
 /// Reply region: whether, and how, the worker sleeps.
 pub const REP_SLEEPING: usize = WORD_STRIDE;
+/// Reply region: the CPU on which the worker fell asleep, plus one; 0 where it does not say.
+pub const REP_SLEEPER_CPU: usize = REP_SLEEPING + 8;
 /// Reply region: the doorbell that the worker rings; the client waits on it.
 pub const REP_DOORBELL: usize = 2 * WORD_STRIDE;
 /// Bytes of the block of words in either region.

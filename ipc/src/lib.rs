@@ -31,6 +31,7 @@ pub mod responder;
 #[cfg(not(loom))]
 pub mod sigbus;
 pub mod signature;
+mod sleeper;
 pub mod state;
 pub mod sync;
 #[cfg(not(loom))]

@@ -7,10 +7,12 @@
 use crate::cursor::Cursor;
 use crate::failpoint;
 use crate::layout::{
-    ASLEEP_FUTEX, ASLEEP_SOCKET, AWAKE, Geometry, HEADER_BYTES, Queue, REP_DOORBELL, REP_SLEEPING, REP_STATE,
-    REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED, REQ_SLEEPING, REQUEST_RESET, ReplyHeader, RequestHeader, ServingState,
+    ASLEEP_FUTEX, ASLEEP_SOCKET, AWAKE, Geometry, HEADER_BYTES, Queue, REP_DOORBELL, REP_SLEEPER_CPU, REP_SLEEPING,
+    REP_STATE, REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED, REQ_SLEEPER_CPU, REQ_SLEEPING, REQUEST_RESET, ReplyHeader,
+    RequestHeader, ServingState,
 };
 use crate::mem::{Mem, Wait};
+use crate::sleeper::{falls_asleep_here, fell_asleep_here};
 use crate::sync::{Ordering, fence, full_fence, streaming_store_fence};
 use std::time::Duration;
 
@@ -59,6 +61,8 @@ pub struct Requester {
     begun: bool,
     /// The state word as last seen.
     state: u64,
+    /// Whether the worker was woken just now and had fallen asleep on our CPU.
+    in_its_way: bool,
 }
 
 impl Requester {
@@ -84,6 +88,7 @@ impl Requester {
             reset_seq: 0,
             begun: false,
             state: 0,
+            in_its_way: false,
         };
         new.state = new.reply_word(REP_STATE).load(Ordering::Acquire);
         new
@@ -220,12 +225,23 @@ impl Requester {
         (seq - 1, self.wake_worker())
     }
 
+    /// Whether the last publish woke a worker that had fallen asleep on the CPU that we run on. It will most likely be put
+    /// there again and cannot answer before we leave it: sleep rather than spin.
+    #[must_use]
     #[inline]
-    fn wake_worker(&self) -> Ring {
+    pub fn in_its_way(&self) -> bool {
+        self.in_its_way
+    }
+
+    #[inline]
+    fn wake_worker(&mut self) -> Ring {
         // SeqCst: orders the stores above before the load below; pairs with the fence in Responder::fall_asleep, so
         // that either we see it asleep, or it sees our request.
         full_fence();
-        match self.reply_word(REP_SLEEPING).load(Ordering::Relaxed) {
+        let how = self.reply_word(REP_SLEEPING).load(Ordering::Relaxed);
+        self.in_its_way =
+            how != AWAKE && fell_asleep_here(&self.reply, self.geometry.reply_base as usize + REP_SLEEPER_CPU);
+        match how {
             AWAKE => Ring::Done,
             ASLEEP_SOCKET => Ring::Socket,
             _ => {
@@ -337,6 +353,7 @@ impl Requester {
     }
 
     fn fall_asleep(&self, how: u64) -> bool {
+        falls_asleep_here(&self.request, self.geometry.request_base as usize + REQ_SLEEPER_CPU);
         self.request_word(REQ_SLEEPING).store(how, Ordering::Relaxed);
         failpoint!("client.asleep");
         // SeqCst: pairs with the fence in Responder::wake_client.

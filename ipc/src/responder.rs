@@ -8,13 +8,14 @@
 use crate::cursor::Cursor;
 use crate::failpoint;
 use crate::layout::{
-    ASLEEP_FUTEX, ASLEEP_SOCKET, AWAKE, Geometry, HEADER_BYTES, Queue, REP_DOORBELL, REP_SLEEPING, REP_STATE,
-    REPLY_RESET_PENDING, REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED, REQ_SLEEPING, REQUEST_FLAGS, REQUEST_RESET,
-    ReplyHeader, RequestHeader, ServingState, Status,
+    ASLEEP_FUTEX, ASLEEP_SOCKET, AWAKE, Geometry, HEADER_BYTES, Queue, REP_DOORBELL, REP_SLEEPER_CPU, REP_SLEEPING,
+    REP_STATE, REPLY_RESET_PENDING, REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED, REQ_SLEEPER_CPU, REQ_SLEEPING,
+    REQUEST_FLAGS, REQUEST_RESET, ReplyHeader, RequestHeader, ServingState, Status,
 };
 use crate::limits::LATEST_RETRIES_MAX;
 use crate::mem::Mem;
 use crate::requester::Ring;
+use crate::sleeper::{falls_asleep_here, fell_asleep_here};
 use crate::sync::{AtomicU64, Ordering, fence, full_fence, streaming_store_fence};
 
 /// Largest step that a client's sequence number may make at once; 2^40 requests take 12 days at 1 MHz.
@@ -127,6 +128,8 @@ pub struct Responder {
     reset_pending: bool,
     /// `REPLY_*` bits of the last reply.
     last_flags: u32,
+    /// Whether the client was woken just now and had fallen asleep on our CPU.
+    in_its_way: bool,
 }
 
 /// When the newest published reply of this generation was done, for whoever reads a session's replies from beside: CLOCK_MONOTONIC
@@ -171,6 +174,7 @@ impl Responder {
             step: 0,
             reset_pending: false,
             last_flags: 0,
+            in_its_way: false,
         };
         new.rebuild()?;
         Ok(new)
@@ -451,16 +455,27 @@ impl Responder {
     }
 
     /// Says what the model does now, and wakes a sleeping client.
-    pub fn set_state(&self, state: ServingState) -> Ring {
+    pub fn set_state(&mut self, state: ServingState) -> Ring {
         self.reply_word(REP_STATE).store(state as u64, Ordering::Release);
         self.wake_client()
     }
 
+    /// Whether the last reply woke a client that had fallen asleep on the CPU that we run on; see
+    /// [`crate::requester::Requester::in_its_way`].
+    #[must_use]
     #[inline]
-    fn wake_client(&self) -> Ring {
+    pub fn in_its_way(&self) -> bool {
+        self.in_its_way
+    }
+
+    #[inline]
+    fn wake_client(&mut self) -> Ring {
         // SeqCst: pairs with the fence in Requester::fall_asleep.
         full_fence();
-        match self.request_word(REQ_SLEEPING).load(Ordering::Relaxed) {
+        let how = self.request_word(REQ_SLEEPING).load(Ordering::Relaxed);
+        let words = self.geometry.request_base as usize;
+        self.in_its_way = how != AWAKE && fell_asleep_here(&self.request, words + REQ_SLEEPER_CPU);
+        match how {
             AWAKE => Ring::Done,
             ASLEEP_SOCKET => Ring::Socket,
             _ => {
@@ -477,6 +492,7 @@ impl Responder {
     /// sessions' words, then call [`crate::sync::fence`] once with SeqCst, then look at [`Self::quiet`] of each.
     pub fn fall_asleep(&self, socket: bool) {
         let how = if socket { ASLEEP_SOCKET } else { ASLEEP_FUTEX };
+        falls_asleep_here(&self.reply, self.geometry.reply_base as usize + REP_SLEEPER_CPU);
         self.reply_word(REP_SLEEPING).store(how, Ordering::Relaxed);
     }
 

@@ -53,6 +53,13 @@ pub fn now_ns() -> u64 {
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
 }
 
+/// The CPU that the caller runs on, plus one; 0 where the kernel does not say. It may be another one by the time it is used.
+#[must_use]
+pub fn this_cpu() -> u64 {
+    // SAFETY: no arguments, no memory of ours.
+    u64::try_from(unsafe { libc::sched_getcpu() }).map_or(0, |cpu| cpu + 1)
+}
+
 /// Time that the calling thread has spent on a CPU, in nanoseconds.
 #[must_use]
 pub fn thread_cpu_ns() -> u64 {

@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use inferd_ipc::layout::{Geometry, Queue, REPLY_RESET_PENDING, REQ_PUBLISHED, REQ_RELEASED, ServingState, Status};
+use inferd_ipc::layout::{
+    Geometry, Queue, REP_SLEEPER_CPU, REPLY_RESET_PENDING, REQ_PUBLISHED, REQ_RELEASED, ServingState, Status,
+};
 use inferd_ipc::mem::Mem;
 use inferd_ipc::requester::{RequestMeta, Requester, Ring};
 use inferd_ipc::responder::{Answer, PeerFault, Responder};
@@ -25,9 +27,43 @@ fn pair(slots: u32, queue: Queue) -> Pair {
     let geometry = Geometry::new(&signature, slots, queue, 5).unwrap();
     let request = Mem::heap(geometry.request_bytes as usize);
     let reply = Mem::heap(geometry.reply_bytes as usize);
-    let worker = Responder::open(request.clone(), reply.clone(), geometry).unwrap();
+    let mut worker = Responder::open(request.clone(), reply.clone(), geometry).unwrap();
     assert_eq!(worker.set_state(ServingState::Serving), Ring::Done);
     Pair { client: Requester::new(request.clone(), reply.clone(), geometry), worker, request, reply, geometry }
+}
+
+/// Keeps the calling thread on the CPU that it is on.
+fn stay() {
+    // SAFETY: a set of this thread's own; the call reads it and nothing else.
+    unsafe {
+        let mut here: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(libc::sched_getcpu() as usize, &mut here);
+        assert_eq!(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const here), 0);
+    }
+}
+
+#[test]
+fn who_wakes_a_peer_that_fell_asleep_on_the_same_cpu_knows_that_it_is_in_its_way() {
+    stay();
+    let mut p = pair(4, Queue::InOrder);
+    p.submit(1, false);
+    assert!(!p.client.in_its_way(), "the worker is awake");
+    p.worker.fall_asleep(false);
+    p.submit(2, false);
+    assert!(p.client.in_its_way());
+    // It fell asleep elsewhere.
+    p.reply.word(p.geometry.reply_base as usize + REP_SLEEPER_CPU).store(u64::MAX, Ordering::Relaxed);
+    p.submit(3, false);
+    assert!(!p.client.in_its_way());
+    p.worker.wake_up();
+    p.serve(OK);
+    assert!(!p.worker.in_its_way(), "the client is awake");
+    assert!(p.client.poll().is_some() && p.client.arm_socket());
+    p.serve(OK);
+    assert!(p.worker.in_its_way());
+    p.client.wake_up();
+    p.serve(OK);
+    assert!(!p.worker.in_its_way());
 }
 
 const OK: Answer = Answer { status: Status::Ok, flags: 0, t_start_ns: 1, t_done_ns: 2, generation: 1 };

@@ -39,7 +39,7 @@ impl Client {
     #[must_use]
     pub fn program(self) -> Option<PathBuf> {
         match self {
-            Client::Rust => Some(places::program("driver_rust")),
+            Client::Rust => Some(places::test_program("driver_rust")),
             Client::C => places::c_driver(),
             Client::Python => places::python_driver(),
         }

@@ -17,21 +17,36 @@ pub fn repository() -> PathBuf {
 /// When this process has no path.
 #[must_use]
 pub fn bin_dir() -> PathBuf {
-    if let Some(dir) = std::env::var_os("INFERD_BIN_DIR") {
-        return PathBuf::from(dir);
-    }
+    std::env::var_os("INFERD_BIN_DIR").map_or_else(built_dir, PathBuf::from)
+}
+
+/// Where this process and all that was built with it lie.
+fn built_dir() -> PathBuf {
     let exe = std::env::current_exe().expect("a test knows its own path");
     let dir = exe.parent().expect("a program lies in a folder");
     if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_owned() } else { dir.to_owned() }
 }
 
-/// A built program.
+/// A program of inferd's.
 ///
 /// # Panics
 /// When it is not built.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
-    let path = bin_dir().join(name);
+    existing(bin_dir().join(name))
+}
+
+/// A program that only tests use, a driver say; they are not installed, but may have been built beside inferd's.
+///
+/// # Panics
+/// When it is not built.
+#[must_use]
+pub fn test_program(name: &str) -> PathBuf {
+    let beside = bin_dir().join(name);
+    if beside.exists() { beside } else { existing(built_dir().join(name)) }
+}
+
+fn existing(path: PathBuf) -> PathBuf {
     assert!(path.exists(), "{} is not built; run `cargo build --release --workspace` first", path.display());
     path
 }
@@ -49,10 +64,7 @@ pub fn has_worker(name: &str) -> bool {
 /// When this process has no path.
 #[must_use]
 pub fn example(name: &str) -> PathBuf {
-    let exe = std::env::current_exe().expect("a test knows its own path");
-    let dir = exe.parent().expect("a program lies in a folder");
-    let built = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
-    built.join("examples").join(name)
+    built_dir().join("examples").join(name)
 }
 
 /// The C driver, if it is built.

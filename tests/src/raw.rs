@@ -6,8 +6,8 @@
 use inferd_ipc::attach::{self, Attach, AttachStatus, Attached, Mapped, Ready, RecordKind};
 use inferd_ipc::fdpass;
 use inferd_ipc::layout::{
-    ASLEEP_FUTEX, ASLEEP_SOCKET, Backing, Queue, REP_SLEEPING, REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED, ReplyHeader,
-    RequestHeader, Status,
+    ASLEEP_FUTEX, ASLEEP_SOCKET, AWAKE, Backing, Queue, REP_SLEEPING, REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED,
+    ReplyHeader, RequestHeader, Status,
 };
 use inferd_ipc::mem::Mem;
 use inferd_ipc::region::{self, Access};
@@ -241,6 +241,13 @@ impl RawSession {
     pub fn word(&self, word: usize, value: u64) {
         let at = self.attached.geometry.request_base as usize + word;
         self.requests.word(at).store(value, Ordering::Release);
+    }
+
+    /// Whether the worker says that it sleeps.
+    #[must_use]
+    pub fn worker_sleeps(&self) -> bool {
+        let at = self.attached.geometry.reply_base as usize + REP_SLEEPING;
+        self.replies.word(at).load(Ordering::Acquire) != AWAKE
     }
 
     /// Rings if the worker sleeps.

@@ -64,7 +64,7 @@ impl Villain {
                 // The build folder may lie where only its owner may look.
                 let copy = daemon.dir().join("villain");
                 if !copy.exists() {
-                    fs::copy(places::program("villain"), &copy).expect("our own folder");
+                    fs::copy(places::test_program("villain"), &copy).expect("our own folder");
                 }
                 copy
             }

@@ -100,6 +100,33 @@ scenarios! {
 }
 
 #[test]
+fn a_worker_does_not_spin_on_the_cpu_that_the_client_it_woke_waits_for() {
+    use inferd_ipc::layout::{ASLEEP_FUTEX, Queue, REQ_SLEEPER_CPU, REQ_SLEEPING};
+    use inferd_tests::raw::RawAttach;
+    let _turn = inferd_tests::turn();
+    let cpu = inferd_tests::cpus::Confined::to(1).expect("a CPU").cpus[0];
+    let model = Model::echo("m").queue(4, "in_order").config("spin_us", "10000000").config("cpu", &cpu.to_string());
+    let daemon = inferd_tests::DaemonConfig::new(inferd_ipc::layout::Backing::Memfd).model(model).start();
+    let robot = RawAttach::attach(&daemon.runtime_dir(), "m", 4, Queue::InOrder);
+    let call = |n: u64, on: usize| {
+        robot.word(REQ_SLEEPER_CPU, on as u64 + 1);
+        robot.word(REQ_SLEEPING, ASLEEP_FUTEX);
+        robot.publish(n, &robot.header(n), &[&[0; 64]]);
+        robot.wait(n);
+        robot.release(n + 1);
+    };
+    call(0, cpu + 1);
+    std::thread::sleep(ms(300));
+    assert!(!robot.worker_sleeps(), "the client slept on another CPU: the worker spins on");
+    call(1, cpu);
+    let limit = std::time::Instant::now() + ms(5_000);
+    while !robot.worker_sleeps() {
+        assert!(std::time::Instant::now() < limit, "the worker spins on the CPU that its client waits for");
+        std::thread::sleep(ms(1));
+    }
+}
+
+#[test]
 fn the_supervisor_stays_below_10_mb_and_an_echo_worker_below_15_with_two_threads() {
     let _turn = inferd_tests::turn();
     let model = Model::counter("m").queue(4, "in_order");

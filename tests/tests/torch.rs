@@ -181,7 +181,7 @@ fn the_same_policy_as_torchscript_and_as_onnx_gives_the_same_actions_over_a_clos
     fs::write(onnx.join("model.toml"), manifest).expect("our own file");
     let config = DaemonConfig::new(Backing::Memfd).model(Model::at("script", &script)).model(Model::at("onnx", &onnx));
     let daemon = config.start();
-    let mut robot = daemon.driver(&places::program("driver_rust"));
+    let mut robot = daemon.driver(&places::test_program("driver_rust"));
     robot.ok("attach model=script");
     robot.ok("attach s=1 model=onnx");
     let walk = recording(&shared, "g1-lstm.closedloop");
@@ -207,7 +207,7 @@ fn a_refused_module_leaves_the_live_one_serving_and_names_the_remedy() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let live = folder(dir.path(), "live", &memory(), OBS);
     let daemon = DaemonConfig::new(Backing::Memfd).model(Model::at("m", &live)).start();
-    let mut robot = daemon.driver(&places::program("driver_rust"));
+    let mut robot = daemon.driver(&places::test_program("driver_rust"));
     robot.ok("attach model=m");
     let later = Script::forward("x: Tensor", "Tensor", &["return x"]).version(999).bytes();
     let crashes = Script::forward(

@@ -150,7 +150,8 @@ impl Executor {
         }
         session.rings.wake_up();
         if session.rings.state() != ServingState::Serving {
-            session.ring(session.rings.set_state(ServingState::Serving));
+            let how = session.rings.set_state(ServingState::Serving);
+            session.ring(how);
         }
     }
 
@@ -176,7 +177,8 @@ impl Executor {
             }
             spin_hint();
             sweeps += 1;
-            if sweeps < SWEEPS_PER_CLOCK && self.spin_ns != 0 {
+            let spin_ns = if self.stepper.in_the_clients_way() { 0 } else { self.spin_ns };
+            if sweeps < SWEEPS_PER_CLOCK && spin_ns != 0 {
                 continue;
             }
             sweeps = 0;
@@ -184,7 +186,7 @@ impl Executor {
             if idle_since_ns == 0 {
                 idle_since_ns = now;
             }
-            if now - idle_since_ns >= self.spin_ns {
+            if now - idle_since_ns >= spin_ns {
                 let slept = self.sleeper.sleep(&mut self.sessions, &self.mailbox, &self.baton, self.ticket);
                 if slept {
                     self.stepper.stats().slept();
@@ -240,7 +242,8 @@ impl Executor {
     /// Tells every client that nothing more will be run.
     fn answer_everything(&mut self) {
         for session in self.sessions.iter_mut().filter(|s| !s.dead) {
-            session.ring(session.rings.set_state(ServingState::Draining));
+            let how = session.rings.set_state(ServingState::Draining);
+            session.ring(how);
             let now = now_ns();
             let answer = Answer {
                 status: Status::ShuttingDown,

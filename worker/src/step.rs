@@ -34,6 +34,7 @@ pub struct Stepper {
     steps: u64,
     logs: LogBudget,
     recorder: Option<Box<Recorder>>,
+    in_the_clients_way: bool,
 }
 
 /// What one attempt at a step came to.
@@ -90,7 +91,19 @@ impl Stepper {
         let output_offsets = slot_offsets(&policy.signature().outputs).0;
         let logs = LogBudget { second: 0, left: 0 };
         let recorder = None;
-        Stepper { policy, stats, baton, entry, generation, input_offsets, output_offsets, steps: 0, logs, recorder }
+        Stepper {
+            policy,
+            stats,
+            baton,
+            entry,
+            generation,
+            input_offsets,
+            output_offsets,
+            steps: 0,
+            logs,
+            recorder,
+            in_the_clients_way: false,
+        }
     }
 
     /// Keeps every step from now on in this region, which is made for the policy's record layout.
@@ -103,6 +116,14 @@ impl Stepper {
         if let Some(recorder) = &mut self.recorder {
             recorder.adopt();
         }
+    }
+
+    /// Whether the last reply went to a client that waits for the CPU that we run on: spinning would keep it from
+    /// reading its reply.
+    #[must_use]
+    #[inline]
+    pub fn in_the_clients_way(&self) -> bool {
+        self.in_the_clients_way
     }
 
     /// Counters.
@@ -207,6 +228,7 @@ impl Stepper {
         let flags = if late { REPLY_LATE } else { 0 } | if reset { REPLY_STATE_RESET } else { 0 };
         let answer = Answer { status: Status::Ok, flags, t_start_ns, t_done_ns, generation: self.generation };
         let how = session.rings.publish(request, &answer);
+        self.in_the_clients_way = session.rings.in_its_way();
         session.ring(how);
         failpoint!("worker.rang");
         self.stats.reply(Status::Ok, flags, request.skipped);
@@ -284,10 +306,18 @@ impl Stepper {
 
     /// Publishes a reply without output.
     #[inline]
-    fn refuse(&self, session: &mut Session, request: &Request, status: Status, flags: u32, t_start_ns: u64) -> Outcome {
+    fn refuse(
+        &mut self,
+        session: &mut Session,
+        request: &Request,
+        status: Status,
+        flags: u32,
+        t_start_ns: u64,
+    ) -> Outcome {
         let t_done_ns = if status == Status::ModelError { now_ns() } else { t_start_ns };
         let answer = Answer { status, flags, t_start_ns, t_done_ns, generation: self.generation };
         let how = session.rings.publish(request, &answer);
+        self.in_the_clients_way = session.rings.in_its_way();
         session.ring(how);
         self.stats.reply(status, flags, request.skipped);
         Outcome::Done

@@ -29,6 +29,8 @@ pub struct Control {
     pub hold: AtomicBool,
     /// End all sessions and stop.
     pub stop: AtomicBool,
+    /// Say that the worker fell asleep on the CPU that its thread runs on; answers come all the same.
+    pub asleep: AtomicBool,
     /// Answer with this status; 0 is ok.
     pub status: AtomicU32,
     /// Microseconds that a run takes.
@@ -167,7 +169,7 @@ fn serve(socket: &OwnedFd, model: &Model, control: &Control) {
     }
     region::seal_request(request.fd.as_fd(), geometry.request_bytes, model.backing).unwrap();
     let requests = region::map(request.fd.as_fd(), geometry.request_bytes, Access::ReadOnly, model.backing).unwrap();
-    let responder = Responder::open(requests, replies, geometry).unwrap();
+    let mut responder = Responder::open(requests, replies, geometry).unwrap();
     responder.set_state(ServingState::Serving);
     let mut ready = Ready::new_zeroed();
     ready.head = head(RecordKind::Ready, size_of::<Ready>());
@@ -187,6 +189,9 @@ fn work(mut responder: Responder, socket: &OwnedFd, doorbell: &OwnedFd, model: &
         if wanted != state {
             state = wanted;
             ring(responder.set_state(ServingState::from_word(wanted)));
+        }
+        if control.asleep.load(SeqCst) {
+            responder.fall_asleep(false);
         }
         let taken = if control.hold.load(SeqCst) { None } else { responder.take().unwrap() };
         let Some(request) = taken else {

@@ -155,14 +155,15 @@ impl Supervisor {
     /// Writes the model's state into every reply region that the supervisor stands in for.
     fn show_state(&mut self, id: u64) {
         let draining = self.phase == Phase::Draining;
-        let Some(model) = self.models.get(&id) else { return };
+        let Some(model) = self.models.get_mut(&id) else { return };
         let state = match model.state {
             _ if draining => ServingState::Draining,
             ModelState::Quarantined => ServingState::Quarantined,
             _ => ServingState::Recovering,
         };
-        for stand in model.recovery.responders.values() {
-            stand.ring(stand.responder.set_state(state));
+        for stand in model.recovery.responders.values_mut() {
+            let how = stand.responder.set_state(state);
+            stand.ring(how);
         }
     }
 

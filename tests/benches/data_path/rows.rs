@@ -104,7 +104,7 @@ fn spinning_rows(lines: &Lines, daemon: &Daemon, cpu: usize) {
             timed(|| call(&mut session, &input, &mut output))
         };
         let entry = Entry { cpu: CLIENT_CPU, count: BLOCK, call: &mut one };
-        let f = measure(&mut limit, BLOCK, Until::spinning(15.0), &mut [entry]).figures(0);
+        let f = measure(&mut limit, BLOCK, Until::spinning(30.0), &mut [entry]).figures(0);
         // The harness's own vectors, of which each block makes some, are among them.
         let ours = alloc::count().saturating_sub(before) as f64;
         lines.row_with(row, &f, Map::from_iter([("allocations_per_call".to_owned(), json!(ours / calls as f64))]));
