@@ -94,13 +94,10 @@ pub fn rows(lines: &Lines, cpu: usize) {
     ];
     // All blocks: a run of many microseconds does not move with the placement.
     let measured = measure(&mut limit, BLOCK, Until::samples(30_000, 15.0, f64::INFINITY), &mut entries);
-    let f = measured.figures(0);
     lines.row(row.of("libtorch in-process"), &measured.figures(1));
-    lines.row(row, &f);
-    adds(lines, row.row, &measured, f.limit_at(0.5));
+    lines.row(row, &measured.figures(0));
+    adds(lines, row.row, &measured, "libtorch");
     lines.figure(row.row, "of the p50 served, the worker had it for", median(&runs), "ns");
-    let bar = "p50 <= libtorch in-process + 2 ping-pongs, ns";
-    lines.bar(row.row, bar, f.at(0.5), measured.figures(1).at(0.5) + 2.0 * f.limit_at(0.5));
     lines.figure(
         "sizes",
         "resident, torch worker with the G1 policy",
