@@ -462,6 +462,7 @@ static void summary(uint64_t allocated)
     print_number("skipped", ledger.skipped);
     print_number("p50_ns", percentile(&ledger.latency, 0.5));
     print_number("p99_ns", percentile(&ledger.latency, 0.99));
+    print_number("p999_ns", percentile(&ledger.latency, 0.999));
     print_number("max_ns", ledger.latency.max);
     print_number("gap_ns_max", ledger.gap_ns_max);
     print_number("age_p50_ns", percentile(&ledger.age, 0.5));

@@ -267,7 +267,8 @@ class Loop:
                 "violations": self.violations, "first_violation": self.first_violation,
                 "generation_first": self.generation_first, "generation_last": self.generation_last,
                 "reattaches": self.reattaches, "state_resets": self.state_resets, "skipped": self.skipped,
-                "p50_ns": self.latency.percentile(0.5), "p99_ns": self.latency.percentile(0.99), "max_ns": self.latency.max,
+                "p50_ns": self.latency.percentile(0.5), "p99_ns": self.latency.percentile(0.99),
+                "p999_ns": self.latency.percentile(0.999), "max_ns": self.latency.max,
                 "gap_ns_max": self.gap_ns_max, "age_p50_ns": self.age.percentile(0.5), "age_ns_max": self.age.max,
                 "allocations": max(0, grown), "digest": f"{self.digest:016x}",
                 "answers": [{"generation": g, "hashes": [f"{h:016x}" if h else "" for h in hashes]}

@@ -24,11 +24,35 @@ impl Confined {
         if cpus.len() < count {
             return None;
         }
-        let mut set = CpuSet::new();
-        cpus.iter().for_each(|c| set.set(*c).expect("a CPU of ours"));
-        sched_setaffinity(own, &set).expect("fewer CPUs than before");
+        set_of(own, &cpus);
         Some(Confined { before, cpus })
     }
+
+    /// To this CPU, which the thread may use.
+    ///
+    /// # Panics
+    /// When the kernel refuses.
+    #[must_use]
+    pub fn on(cpu: usize) -> Confined {
+        let own = Pid::from_raw(0);
+        let before = sched_getaffinity(own).expect("our own affinity");
+        set_of(own, &[cpu]);
+        Confined { before, cpus: vec![cpu] }
+    }
+}
+
+/// Keeps a process's first thread, and what it starts from now on, on this CPU.
+///
+/// # Panics
+/// When the kernel refuses.
+pub fn keep_on(pid: u32, cpu: usize) {
+    set_of(Pid::from_raw(pid as i32), &[cpu]);
+}
+
+fn set_of(pid: Pid, cpus: &[usize]) {
+    let mut set = CpuSet::new();
+    cpus.iter().for_each(|c| set.set(*c).expect("a CPU of ours"));
+    sched_setaffinity(pid, &set).expect("CPUs that it may use");
 }
 
 impl Drop for Confined {

@@ -23,6 +23,8 @@ pub const IDLE_WAKE_UPS_PER_S_MAX: u64 = 1;
 pub const CALLS_PER_REQUEST: u64 = 0;
 /// A bystander on CPUs of its own keeps this many tenths of its p99 beside an innocent load: recorded in campaigns.
 pub const BYSTANDER_P99_TENTHS_MAX: u64 = 15;
+/// And so many tenths of its p99.9.
+pub const BYSTANDER_P999_TENTHS_MAX: u64 = 30;
 
 /// Name and value of each, in the unit that ends the name, as the specification lists them.
 pub const TABLE: &[(&str, u64)] = &[
@@ -35,4 +37,5 @@ pub const TABLE: &[(&str, u64)] = &[
     ("idle_wake_ups_per_s_max", IDLE_WAKE_UPS_PER_S_MAX),
     ("calls_per_request", CALLS_PER_REQUEST),
     ("bystander_p99_tenths_max", BYSTANDER_P99_TENTHS_MAX),
+    ("bystander_p999_tenths_max", BYSTANDER_P999_TENTHS_MAX),
 ];

@@ -11,7 +11,7 @@ use inferd_ipc::limits::{
 };
 use inferd_tests::rounds::is_campaign;
 use inferd_tests::skip::is_root;
-use inferd_tests::villain::{Beside, OTHER_UID, Tongue, Villain};
+use inferd_tests::villain::{Beside, OTHER_UID, Tongue, Villain, apart};
 use inferd_tests::{Client, Daemon, DaemonConfig, Driver, Model, Rounds, ms, skip, turn, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -36,7 +36,7 @@ fn villain_uid() -> u32 {
 fn config() -> DaemonConfig {
     let model = Model::counter("m").queue(4, "in_order").config("max_run_ms", "2000");
     let mode = if is_root() { "attach_mode = \"0666\"" } else { "attach_mode = \"0600\"" };
-    DaemonConfig::new(Backing::Memfd).model(model).set("daemon", mode)
+    apart(DaemonConfig::new(Backing::Memfd), model).set("daemon", mode)
 }
 
 /// Everybody may look for the sockets.
@@ -59,7 +59,7 @@ fn beside(name: &str, config: DaemonConfig, deed: impl FnOnce(&Daemon, &mut Besi
     let (worker, baseline) = (daemon.worker("m"), daemon.baseline());
     deed(&daemon, &mut beside);
     assert_eq!((daemon.worker("m"), daemon.model("m").worker_deaths), (worker, 0), "the worker lives");
-    within(ms(3_000), "only the bystander's session is left", || daemon.sessions().len() == 1);
+    within(ms(3_000), "only the bystander's session is left", || daemon.sessions().len() == beside.sessions());
     daemon.settles_to(&baseline);
     beside.record(name);
 }
