@@ -158,4 +158,8 @@ MUTATIONS: List[Mutation] = [
     Mutation("the C client falls asleep over its reply", "client-c/wait.c",
              "return !ifd_reply_ready(s) &&", "return (ifd_reply_ready(s) || true) &&",
              "c:test_wait", "a_reply_that_came_before_the_sleep_is_not_slept_over"),
+    Mutation("a control group's limit of memory is not asked", "daemon/src/supervisor/attach.rs",
+             "self.room.for_bytes(ours).map_err(|what| (AttachStatus::NoResources, what))?;",
+             "let _ = self.room.for_bytes(ours);",
+             "scenario:villains", "a_memory_limit_refuses_sessions_that_do_not_fit_and_kills_nobody"),
 ]

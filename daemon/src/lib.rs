@@ -7,6 +7,7 @@ mod journal;
 pub mod logs;
 pub mod manifest;
 pub mod paths;
+mod room;
 pub mod rpc;
 pub mod staging;
 pub mod store;

@@ -187,8 +187,11 @@ pub const WATCH_SETTLE_MS: u64 = 300;
 pub const WATCH_FILES_MAX: usize = 16;
 /// Interval at which memory is looked at while a previous generation is kept alive.
 pub const MEMORY_LOOK_MS: u64 = 2_000;
-/// Kept workers are retired when less than this of all memory is available.
+/// Memory is short when less than this of it is available, the machine's or a control group's: kept workers are retired, and
+/// a session whose regions would go below it is refused.
 pub const MEMORY_SHORT_PERCENT: u64 = 5;
+/// Control groups above the daemon whose limits of memory are looked at.
+pub const CGROUP_LEVELS_MAX: usize = 16;
 /// `models` waits this long for hashes of configured files that have changed.
 pub const DRIFT_MS: u64 = 1_000;
 
@@ -300,5 +303,6 @@ table!(
     WATCH_FILES_MAX,
     MEMORY_LOOK_MS,
     MEMORY_SHORT_PERCENT,
+    CGROUP_LEVELS_MAX,
     DRIFT_MS,
 );

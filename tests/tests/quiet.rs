@@ -112,7 +112,7 @@ fn a_worker_does_not_spin_on_the_cpu_that_the_client_it_woke_waits_for() {
         robot.word(REQ_SLEEPER_CPU, on as u64 + 1);
         robot.word(REQ_SLEEPING, ASLEEP_FUTEX);
         robot.publish(n, &robot.header(n), &[&[0; 64]]);
-        robot.wait(n);
+        let _ = robot.wait(n);
         robot.release(n + 1);
     };
     call(0, cpu + 1);

@@ -4,6 +4,7 @@
 //! (`../shared`, or `INFERD_SHARED`). Where inferd-worker-torch is not built, everything is skipped by name.
 
 use inferd_ipc::layout::Backing;
+use inferd_ipc::limits::FAULT_LOGS_PER_S;
 use inferd_tests::answer::hex;
 use inferd_tests::{
     Answer, Case, Daemon, DaemonConfig, Driver, Model, backend_scenarios, has_worker, ms, places, skip, turn, within,
@@ -94,6 +95,15 @@ backend_scenarios! {
         step(&mut robot, -1.0, "").expect("model_error");
         assert_eq!(step(&mut robot, 4.0, "").expect("ok").output_f32(0), [4.0; 4], "the failed steps left no trace");
         within(ms(2000), "the model's own message is in the log", || daemon.log().contains("the robot fell over"));
+        // A policy that fails at every step fills no disk.
+        let began = std::time::Instant::now();
+        for _ in 0..200 {
+            step(&mut robot, 50.0, "").expect("model_error");
+        }
+        let seconds = began.elapsed().as_secs() + 2;
+        let told = daemon.log().lines().filter(|line| line.contains("the robot fell over")).count() as u64;
+        assert!(told <= 1 + seconds * u64::from(FAULT_LOGS_PER_S), "{told} lines in {seconds} s:\n{}", daemon.log());
+        assert_eq!(step(&mut robot, 4.0, "").expect("ok").output_f32(0), [5.0; 4]);
     }
 
     fn a_module_that_segfaults_costs_that_request_and_the_state_goes_on(case) {

@@ -175,7 +175,7 @@ fn every_attempt_on_a_region_ends_in_its_errno_and_nobody_gets_a_sigbus() {
 #[test]
 fn descriptors_whose_close_takes_long_hold_up_neither_supervisor_nor_operators() {
     let _turn = turn();
-    let count = if is_campaign() { 1_000 } else { 160 };
+    let count = if is_campaign() { 1_000 } else { 250 };
     // As on a kernel before 6.16, which cannot refuse them; and as this kernel is.
     for disabled in ["passrights", ""] {
         beside("row 9, descriptors", config().env("INFERD_DISABLE", disabled), |daemon, beside| {
@@ -328,6 +328,51 @@ fn a_full_dev_shm_refuses_sessions_that_do_not_fit_and_recovers() {
     within(ms(3_000), "there is room again", || robot.call("attach model=m").is_ok());
     robot.exchange("fill=1").expect("ok");
     beside.record("row 10, /dev/shm");
+}
+
+/// A control group of this machine's where a daemon can be put, of whichever version is mounted: its folder and its limit's file.
+fn memory_group(name: &str) -> Option<(std::path::PathBuf, &'static str)> {
+    let mounts = std::path::Path::new("/sys/fs/cgroup");
+    [(mounts.join("memory"), "memory.limit_in_bytes"), (mounts.to_owned(), "memory.max")].into_iter().find_map(
+        |(mount, limit)| {
+            let dir = mount.join(name);
+            fs::create_dir(&dir).ok()?;
+            // Without the controller the folder has no such file.
+            if dir.join(limit).exists() {
+                return Some((dir, limit));
+            }
+            fs::remove_dir(&dir).ok();
+            None
+        },
+    )
+}
+
+#[test]
+fn a_memory_limit_refuses_sessions_that_do_not_fit_and_kills_nobody() {
+    let group = if is_root() { memory_group(&format!("inferd-test-{}", std::process::id())) } else { None };
+    let Some((dir, limit)) = group else {
+        return skip("a_memory_limit", "no control group with a limit of memory can be made here");
+    };
+    let _turn = turn();
+    // 4 MiB of replies a session, in a group of 64 MiB.
+    let model = Model::bare("m").input("x", "f32", &[16]).output("y", "f32", &[1 << 18]).queue(4, "in_order");
+    let mut daemon = DaemonConfig::new(Backing::Memfd).model(model).model(Model::counter("small")).prepare();
+    let group = dir.display().to_string();
+    daemon.inside(&["sh", "-c"], |inferd| {
+        vec![format!("echo 67108864 > {group}/{limit} && echo $$ > {group}/cgroup.procs && exec {inferd}")]
+    });
+    daemon.start();
+    let mut beside = Beside::new(&daemon, "small");
+    let before = (daemon.pid(), daemon.worker("m"), daemon.worker("small"));
+    let report = beside.during(Villain::start(&daemon, Tongue::Rust, own_uid(), "fill count=40 hold_ms=500"), LATE);
+    assert!(number(&report, "held") > 2 && answers(&report, "no_resources") > 0, "{report}");
+    assert_eq!((daemon.pid(), daemon.worker("m"), daemon.worker("small")), before, "nobody was killed");
+    let mut robot = Driver::start(&Client::Rust.program().expect("built"), &daemon.runtime_dir());
+    within(ms(3_000), "there is room again", || robot.call("attach model=m").is_ok());
+    drop(robot);
+    beside.record("row 10, a limit of memory");
+    drop(daemon);
+    within(ms(5_000), "the group is empty", || fs::remove_dir(&dir).is_ok());
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod bound;
 mod file;
 mod library;
+mod message;
 mod model;
 mod options;
 mod proto;

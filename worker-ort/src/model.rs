@@ -22,8 +22,6 @@ use ort::value::{TensorElementType, ValueType};
 use ort::{AsPointer, ErrorCode, ortsys};
 use std::ffi::CString;
 
-/// ONNX Runtime's messages are long; this much of them, in characters, is for people.
-const MESSAGE_CHARS_MAX: usize = 700;
 /// What follows an output's name in the name of its lengths.
 const LENGTHS_SUFFIX: &str = ".shape";
 
@@ -115,12 +113,7 @@ fn builder(library: &Library, options: &Options) -> ort::Result<SessionBuilder> 
 }
 
 fn text(error: &ort::Error) -> String {
-    let mut text = error.message().replace('\n', " ");
-    if let Some((at, _)) = text.char_indices().nth(MESSAGE_CHARS_MAX) {
-        text.truncate(at);
-        text.push_str(" ...");
-    }
-    text
+    crate::message::for_people(error.message())
 }
 
 /// The library refused the file.

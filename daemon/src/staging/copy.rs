@@ -33,7 +33,7 @@ pub(super) fn into_memory(from: &mut File, name: &str, cancelled: &AtomicBool) -
     let bytes = u64::try_from(before.st_size).unwrap_or(0);
     let mut to = File::from(memory(name, true)?);
     // Full memory is found before reading gigabytes; where fallocate is not to be had, writing finds it.
-    if free_bytes().is_some_and(|free| bytes > free) {
+    if crate::room::Room::find().bytes().is_some_and(|free| bytes > free) {
         return Err(StageError::NoMemory { bytes });
     }
     match fallocate(&to, FallocateFlags::empty(), 0, before.st_size) {
@@ -139,11 +139,4 @@ fn seal(fd: OwnedFd) -> Result<OwnedFd, StageError> {
     fcntl(fd.as_fd(), FcntlArg::F_ADD_SEALS(seals)).map_err(refused)?;
     let held = fcntl(fd.as_fd(), FcntlArg::F_GET_SEALS).map_err(refused)?;
     if SealFlag::from_bits_retain(held).contains(seals) { Ok(fd) } else { Err(refused(Errno::EPERM)) }
-}
-
-/// Memory that can be had without swapping, if the kernel says.
-fn free_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }

@@ -215,6 +215,9 @@ impl Supervisor {
             self.look_at_lingering();
         }
         let region_bytes = geometry.request_bytes + geometry.reply_bytes;
+        // A memfd's request pages are the client's own, which touches them first.
+        let ours = if backing == Backing::Posix { region_bytes } else { geometry.reply_bytes };
+        self.room.for_bytes(ours).map_err(|what| (AttachStatus::NoResources, what))?;
         let instance = self.instance.clone();
         let mut for_client = Vec::new();
         let begun = self.sessions.begin(peer.uid, model, region_bytes, |number| {

@@ -5,21 +5,11 @@
 //! then. Nobody looks while nothing is kept alive.
 
 use super::{Supervisor, Timer};
-use inferd_ipc::limits::{MEMORY_LOOK_MS, MEMORY_SHORT_PERCENT};
+use inferd_ipc::limits::MEMORY_LOOK_MS;
 use std::fs;
 
 /// `oom_score_adj` of a worker that only waits for a rollback: the kernel's largest.
 const FIRST_TO_GO: i32 = 1000;
-
-/// Whether little memory is available, from the text of `/proc/meminfo`.
-fn is_short(meminfo: &str) -> bool {
-    let kib = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    };
-    let (Some(total), Some(available)) = (kib("MemTotal"), kib("MemAvailable")) else { return false };
-    available.saturating_mul(100) < total.saturating_mul(MEMORY_SHORT_PERCENT)
-}
 
 /// The daemon's own `oom_score_adj`, which workers inherit.
 fn inherited() -> i32 {
@@ -47,7 +37,7 @@ impl Supervisor {
         if ids.is_empty() && self.models.values().all(|model| model.kept.is_none()) {
             return;
         }
-        if is_short(&fs::read_to_string("/proc/meminfo").unwrap_or_default()) {
+        if self.room.is_short() {
             for id in ids {
                 self.drop_kept(id, "memory is short");
             }
@@ -63,17 +53,5 @@ impl Supervisor {
             tracing::warn!(model = %model.name, generation = kept.generation.number, why, "the kept worker is retired; a rollback loads it from the store");
             self.retire_worker(kept.worker);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_short_below_a_twentieth_and_not_where_the_kernel_does_not_say() {
-        let text = |available| format!("MemTotal:       1000000 kB\nMemFree: 1 kB\nMemAvailable:   {available} kB\n");
-        assert!(is_short(&text(49_999)) && !is_short(&text(50_000)));
-        assert!(!is_short("") && !is_short("MemTotal: 1 kB\n"));
     }
 }

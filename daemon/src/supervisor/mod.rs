@@ -126,6 +126,7 @@ struct Supervisor {
     drifting: BTreeMap<u64, drift::Waiting>,
     files: file_watch::Files,
     memory_watched: bool,
+    room: crate::room::Room,
     logs: crate::logs::Logs,
     connections: BTreeMap<u64, attach::Connection>,
     closing: closing::Closing,

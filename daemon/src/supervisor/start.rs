@@ -117,6 +117,7 @@ fn prepare(options: Options) -> Result<Supervisor, StartError> {
         drifting: BTreeMap::new(),
         files: super::file_watch::Files::default(),
         memory_watched: false,
+        room: crate::room::Room::find(),
         logs,
         connections: BTreeMap::new(),
         controls: BTreeMap::new(),

@@ -117,6 +117,12 @@ fn unsupported(spec: &ModelSpec, what: String) -> ModelError {
     ModelError::new(Fault::Unsupported, format!("file {:?}", spec.file), format!("tract cannot run it: {what}"), remedy)
 }
 
+/// Text or complex numbers, say, which no backend can serve.
+fn no_tensor(spec: &ModelSpec, whose: &str, datum: DatumType) -> ModelError {
+    let remedy = "keep it inside the model: clients exchange the dtypes that docs/shm-layout.md lists";
+    ModelError::new(Fault::Unsupported, format!("file {:?}", spec.file), format!("{whose} is {datum:?}"), remedy)
+}
+
 /// Infers every type and shape, first without what the file claims of inner values, then with it.
 fn type_graph(spec: &ModelSpec, proto: &ModelProto) -> Result<TypedModel, ModelError> {
     let attempt = |ignore: bool| {
@@ -229,7 +235,10 @@ impl TractModel {
             let name = &model.node(outlet.node).name;
             let fact = model.outlet_fact(*outlet).map_err(fail)?;
             let shape = fact.shape.as_concrete().map(<[usize]>::to_vec);
-            let (Some(shape), Some(dtype)) = (shape, dtype_of(fact.datum_type)) else {
+            let Some(dtype) = dtype_of(fact.datum_type) else {
+                return Err(no_tensor(spec, &format!("input {name:?}"), fact.datum_type));
+            };
+            let Some(shape) = shape else {
                 let what = format!("input {name:?} is {fact:?}, which no tensor of inferd can be");
                 return Err(unsupported(spec, what));
             };
@@ -293,7 +302,7 @@ impl TractModel {
     ) -> Result<(), ModelError> {
         for (i, result) in self.results.iter().enumerate() {
             let Some(dtype) = dtype_of(result.datum_type()) else {
-                return Err(unsupported(spec, format!("output {:?} is {:?}", names[i], result.datum_type())));
+                return Err(no_tensor(spec, &format!("output {:?}", names[i]), result.datum_type()));
             };
             let is_narrow = narrow.outputs[i] && dtype == DType::F32;
             let tensor = TensorSpec::new(&names[i], if is_narrow { DType::Bf16 } else { dtype }, &shapes[i]);
