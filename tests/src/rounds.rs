@@ -67,6 +67,12 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().and_then(|s| s.parse().ok())
 }
 
+/// A campaign that is given less time than a run of CI owes as much less.
+fn floor_in(seconds: u64, budget: &Budget) -> u32 {
+    let owed = u64::from(budget.floor) * seconds.min(budget.budget_s) / budget.budget_s.max(1);
+    u32::try_from(owed).unwrap_or(budget.floor)
+}
+
 impl Rounds {
     /// The rounds that `tests/budget.toml` gives the scenario of this name.
     ///
@@ -84,7 +90,7 @@ impl Rounds {
         Rounds {
             name: name.to_owned(),
             count: if long { budget.campaign } else { budget.count },
-            floor: budget.floor,
+            floor: floor_in(budget_s, &budget),
             seed,
             done: before,
             before,
@@ -157,6 +163,14 @@ mod tests {
             end: Instant::now() + Duration::from_secs(60),
             campaign: None,
         }
+    }
+
+    #[test]
+    fn a_short_campaign_owes_less_and_a_long_one_no_more() {
+        let budget = Budget::of("clients dead on memfds");
+        let floor = |seconds| floor_in(seconds, &budget);
+        assert_eq!((floor(budget.budget_s), floor(10 * budget.budget_s)), (budget.floor, budget.floor));
+        assert!(floor(budget.budget_s / 4) <= budget.floor / 4 && floor(0) == 0);
     }
 
     #[test]
