@@ -1,7 +1,17 @@
 #!/bin/sh
-# System packages that the full tests want. As root it installs what is missing through apt-get; otherwise it
-# says what is missing and how to get it, and succeeds: the tests skip by name what they cannot run.
+# What the full tests want of the system. As root it installs packages that are missing through apt-get; otherwise it
+# says what is missing and how to get it, and succeeds: the tests skip by name what they cannot run. cargo-deny, which
+# Debian does not package, is built once into the cache folder (four minutes on two CPUs).
 set -eu
+cd "$(dirname "$0")/.."
+
+deny=$(sh scripts/cargo_deny.sh)
+if [ ! -x "$deny/bin/cargo-deny" ] && command -v cargo >/dev/null 2>&1; then
+    version=${deny##*-}
+    CARGO_TARGET_DIR=$deny/build cargo install --quiet --locked --version "$version" --root "$deny" cargo-deny ||
+        echo "deps: cargo-deny $version could not be built; scripts/check_licences.py checks the same" >&2
+    rm -rf "$deny/build"
+fi
 
 # command:package:what it is for
 WANTED='

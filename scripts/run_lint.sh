@@ -20,8 +20,9 @@ else
     echo "SKIP clippy: not installed (rustup component add clippy)"
 fi
 $PYTHON scripts/check_licences.py
+PATH=$PATH:$(sh scripts/cargo_deny.sh)/bin
 if command -v cargo-deny >/dev/null 2>&1; then
     $CARGO deny --locked check bans licenses sources
 else
-    echo "SKIP cargo-deny: not installed; scripts/check_licences.py has checked licences, bans and sources"
+    echo "SKIP cargo-deny: not installed (make deps); scripts/check_licences.py has checked licences, bans and sources"
 fi

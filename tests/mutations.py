@@ -96,7 +96,7 @@ MUTATIONS: List[Mutation] = [
              "bell.store(bell.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);", "let _ = bell;",
              "loom", "a_client_on_its_way_to_sleep_does_not_miss_its_reply"),
     Mutation("the publisher's fence before it looks for a sleeping worker is dropped", REQUESTER,
-             "        full_fence();\n        match self.reply_word(REP_SLEEPING)", "        match self.reply_word(REP_SLEEPING)",
+             "        full_fence();\n        let how = self.reply_word(REP_SLEEPING)", "        let how = self.reply_word(REP_SLEEPING)",
              "loom", "a_worker_on_its_way_to_sleep_does_not_miss_a_request"),
     Mutation("the sleeping client's fence is dropped", REQUESTER,
              "        fence(Ordering::SeqCst);\n        !self.reply_ready()", "        !self.reply_ready()",

@@ -194,7 +194,7 @@ fn a_client_on_its_way_to_sleep_does_not_miss_its_reply() {
 fn a_client_on_its_way_to_sleep_does_not_miss_that_the_model_is_gone() {
     model(|| {
         let s = session(2, Queue::InOrder);
-        let (mut client, worker) = (s.client(), s.worker());
+        let (mut client, mut worker) = (s.client(), s.worker());
         assert_eq!(client.state(), ServingState::Serving);
         let supervisor = thread::spawn(move || {
             let _ = worker.set_state(ServingState::Recovering);
