@@ -26,12 +26,13 @@ FUZZER=$CARGO_TARGET_DIR/$TRIPLE/release/inferd-fuzz
 mkdir -p "$OUT/found"
 export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_leaks=1:allocator_may_return_null=0}"
 # shellcheck disable=SC2046 # one word per target
-[ $# -gt 0 ] || set -- $(INFERD_FUZZ_TARGET=list "$FUZZER")
+[ $# -gt 0 ] || set -- $(INFERD_FUZZ_TARGET=list "$FUZZER" -artifact_prefix="$OUT/list-")
 passed=0 failed=0
 for target; do
     mkdir -p "$OUT/$target" "fuzz/corpus/$target"
     # First every seed and every input that once broke something, then new ones.
-    if INFERD_FUZZ_TARGET=$target "$FUZZER" -runs=0 -timeout=5 -malloc_limit_mb=64 -rss_limit_mb=1024 "fuzz/corpus/$target" >"$OUT/$target.log" 2>&1 &&
+    if INFERD_FUZZ_TARGET=$target "$FUZZER" -runs=0 -timeout=5 -malloc_limit_mb=64 -rss_limit_mb=1024 \
+        -artifact_prefix="$OUT/found/$target-" "fuzz/corpus/$target" >"$OUT/$target.log" 2>&1 &&
         INFERD_FUZZ_TARGET=$target "$FUZZER" -max_total_time="$seconds" -timeout=5 -malloc_limit_mb=64 -rss_limit_mb=1024 -max_len=8192 \
             -print_final_stats=1 -artifact_prefix="$OUT/found/$target-" "$OUT/$target" "fuzz/corpus/$target" >"$OUT/$target.log" 2>&1; then
         passed=$((passed + 1))

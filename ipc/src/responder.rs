@@ -22,6 +22,9 @@ use crate::sync::{AtomicU64, Ordering, fence, full_fence, streaming_store_fence}
 const REQUEST_JUMP_MAX: u64 = 1 << 40;
 /// Largest request number; 2^62 requests take 146,000 years at 1 MHz.
 const REQUEST_NUMBER_MAX: u64 = 1 << 62;
+/// The number of the last request that a predecessor may have answered: past [`REQUEST_NUMBER_MAX`] a client gets one by one
+/// only, each with a request that was served.
+const ANSWERED_MAX: u64 = 1 << 63;
 
 /// A lie of the peer; it ends the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -202,7 +205,7 @@ impl Responder {
             return Ok(());
         }
         let last = ReplyHeader::from_words(self.reply.load_words(self.geometry.reply_slot(newest - 1)));
-        if last.request > REQUEST_NUMBER_MAX || last.request < newest - 1 || last.step > newest {
+        if last.request > ANSWERED_MAX || last.request < newest - 1 || last.step > newest {
             return Err(PeerFault::Replies { slot: (newest - 1) % self.geometry.reply_count(), found: last.request });
         }
         self.requests.seek(last.request + 1);
