@@ -4,6 +4,7 @@
 //! bit by bit ([`Beside`]), and how long the control socket takes is noted. In campaigns the bystander's latency is
 //! compared with the same beside an innocent load. The C program is compiled when it is first needed.
 
+use crate::bench::median;
 use crate::cpus::Confined;
 use crate::daemon::{Daemon, DaemonConfig};
 use crate::driver::{Client, Driver};
@@ -153,12 +154,6 @@ struct Apart {
     p999_ns: Vec<u64>,
 }
 
-fn median(values: &[u64]) -> u64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
-}
-
 impl Apart {
     fn start(daemon: &Daemon) -> Apart {
         crate::cpus::keep_on(daemon.pid(), VILLAINS_CPU);
@@ -182,7 +177,7 @@ impl Apart {
 
     /// Medians over the stretches, and forgets them.
     fn take(&mut self) -> [u64; 3] {
-        [&mut self.p50_ns, &mut self.p99_ns, &mut self.p999_ns].map(|values| median(&std::mem::take(values)))
+        [&mut self.p50_ns, &mut self.p99_ns, &mut self.p999_ns].map(|values| median(&std::mem::take(values)) as u64)
     }
 }
 
