@@ -15,15 +15,23 @@ impl Supervisor {
     pub(super) fn turn_until_over(&mut self) -> nix::Result<()> {
         let mut events = Vec::new();
         while self.phase != Phase::Over {
-            self.poller.wait(&mut events)?;
-            for (token, ready) in events.drain(..) {
-                self.on_event(token, ready);
-            }
-            while let Some(timer) = self.poller.due() {
-                self.on_timer(timer);
-            }
+            self.turn(&mut events)?;
         }
         Ok(())
+    }
+
+    /// One turn. Says whether anything happened.
+    pub(super) fn turn(&mut self, events: &mut Vec<(Token, Ready)>) -> nix::Result<bool> {
+        self.poller.wait(events)?;
+        let mut happened = !events.is_empty();
+        for (token, ready) in events.drain(..) {
+            self.on_event(token, ready);
+        }
+        while let Some(timer) = self.poller.due() {
+            happened = true;
+            self.on_timer(timer);
+        }
+        Ok(happened)
     }
 
     fn on_event(&mut self, token: Token, ready: Ready) {

@@ -21,6 +21,7 @@ mod models;
 mod notify;
 mod operations;
 mod poller;
+mod process;
 mod quota;
 mod recovery;
 mod reload;
@@ -119,6 +120,7 @@ struct Supervisor {
     poller: Poller<Timer>,
     sockets: sockets::Sockets,
     signals: signals::Signals,
+    launcher: Box<dyn process::Launcher>,
     notify: notify::Notify,
     stager: crate::staging::Stager,
     staging: BTreeMap<u64, operations::Staging>,

@@ -174,10 +174,15 @@ impl<T> Poller<T> {
         self.timers.retain(|Reverse(entry)| !needless(&entry.timer));
     }
 
+    /// The time, as timers are due by it.
+    pub fn now(&self) -> Instant {
+        Instant::now()
+    }
+
     /// Fires `timer` after `wait`.
     pub fn after(&mut self, wait: Duration, timer: T) {
         self.timers_set += 1;
-        self.timers.push(Reverse(Entry { at: Instant::now() + wait, order: self.timers_set, timer }));
+        self.timers.push(Reverse(Entry { at: self.now() + wait, order: self.timers_set, timer }));
     }
 
     /// Fires `timer` after this many milliseconds.
@@ -187,7 +192,7 @@ impl<T> Poller<T> {
 
     /// The next timer that is due.
     pub fn due(&mut self) -> Option<T> {
-        if self.timers.peek()?.0.at > Instant::now() {
+        if self.timers.peek()?.0.at > self.now() {
             return None;
         }
         self.timers.pop().map(|entry| entry.0.timer)
@@ -202,7 +207,7 @@ impl<T> Poller<T> {
             None => EpollTimeout::NONE,
             // Rounded up: a timer that is looked at too early costs a second wake-up.
             Some(entry) => {
-                let wait_us = entry.0.at.saturating_duration_since(Instant::now()).as_micros();
+                let wait_us = entry.0.at.saturating_duration_since(self.now()).as_micros();
                 EpollTimeout::try_from(wait_us.div_ceil(1000).min(1 << 30) as u32).unwrap_or(EpollTimeout::MAX)
             }
         };

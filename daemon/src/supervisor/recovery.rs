@@ -221,7 +221,7 @@ impl Supervisor {
 
     /// Decides when the dead generation starts again, or that it does not.
     pub(super) fn schedule_restart(&mut self, id: u64, how: &str) {
-        let now_ms = clock_ns() / 1_000_000;
+        let now_ms = self.poller.now().saturating_duration_since(self.started).as_millis() as u64;
         let Some(model) = self.models.get_mut(&id) else { return };
         if self.phase == Phase::Draining || model.live.is_none() || model.state == ModelState::Live {
             return;

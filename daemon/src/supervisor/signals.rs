@@ -33,14 +33,21 @@ impl Signals {
     /// The kernel's, when descriptors have run out.
     pub fn install() -> io::Result<Signals> {
         use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-        let (pipe, write_end) = UnixStream::pair()?;
-        let (terminate, reload) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        for (signal, flag) in [(SIGTERM, &terminate), (SIGINT, &terminate), (SIGHUP, &reload)] {
+        let (signals, write_end) = Signals::unheard()?;
+        let Signals { terminate, reload, .. } = &signals;
+        for (signal, flag) in [(SIGTERM, terminate), (SIGINT, terminate), (SIGHUP, reload)] {
             // Flag first: handlers run in the order of their registration, and the byte makes the loop look.
             signal_hook::flag::register(signal, Arc::clone(flag))?;
             signal_hook::low_level::pipe::register(signal, write_end.try_clone()?)?;
         }
-        Ok(Signals { pipe, terminate, reload })
+        Ok(signals)
+    }
+
+    /// Without a handler, which would be the whole process's, and the end that one writes to.
+    pub(super) fn unheard() -> io::Result<(Signals, UnixStream)> {
+        let (pipe, write_end) = UnixStream::pair()?;
+        let (terminate, reload) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        Ok((Signals { pipe, terminate, reload }, write_end))
     }
 
     /// Takes what arrived.

@@ -72,17 +72,39 @@ fn kernel(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
 
 fn prepare(options: Options) -> Result<Supervisor, StartError> {
     let started = Instant::now();
-    let Options { config, config_path, overrides, logs } = options;
+    let config = &options.config;
     let paths = crate::paths::runtime_dir(config.daemon.runtime_dir.as_deref())?;
     let signals = super::signals::Signals::install().map_err(kernel("signal handlers"))?;
     raise_descriptor_limit();
     let sockets = super::sockets::Sockets::open(&paths, &config.daemon.attach_socket, &config.daemon.control_socket)?;
     inferd_ipc::failpoint!("daemon.starting");
-    let instance = instance(&paths.dir);
-    let swept = inferd_ipc::region::sweep(&instance);
+    let notify = super::notify::Notify::from_env();
+    let launcher = Box::new(super::process::Spawner);
+    let mut supervisor =
+        assemble(options, Surroundings { started, runtime_dir: paths.dir, sockets, signals, notify, launcher })?;
+    let swept = inferd_ipc::region::sweep(&supervisor.instance);
     if swept > 0 {
         tracing::info!(swept, "removed named segments of an earlier run");
     }
+    supervisor.begin();
+    Ok(supervisor)
+}
+
+/// What is not the supervisor's own: the process's, or that of whoever started it.
+pub(super) struct Surroundings {
+    pub started: Instant,
+    pub runtime_dir: PathBuf,
+    pub sockets: super::sockets::Sockets,
+    pub signals: super::signals::Signals,
+    pub notify: super::notify::Notify,
+    pub launcher: Box<dyn super::process::Launcher>,
+}
+
+/// A supervisor that has not begun.
+pub(super) fn assemble(options: Options, around: Surroundings) -> Result<Supervisor, StartError> {
+    let Options { config, config_path, overrides, logs } = options;
+    let Surroundings { started, runtime_dir, sockets, signals, notify, launcher } = around;
+    let instance = instance(&runtime_dir);
     let stager = Stager::start().map_err(kernel("staging threads"))?;
     let state_dir = crate::paths::state_dir(config.daemon.state_dir.as_deref());
     let store = Store::open(&state_dir, reload::bounds(&config.daemon)).map_err(kernel("the store's thread"))?;
@@ -95,13 +117,13 @@ fn prepare(options: Options) -> Result<Supervisor, StartError> {
         .and_then(|()| poller.add(store.wake_fd(), Token::Store));
     added.map_err(|errno| kernel("epoll")(errno.into()))?;
     let closing = super::closing::Closing::new(&poller).map_err(|errno| kernel("an eventfd")(errno.into()))?;
-    let mut supervisor = Supervisor {
+    Ok(Supervisor {
         worker_dir: crate::paths::worker_dir(config.daemon.worker_dir.as_deref()),
         sessions: Registry::new(reload::quota(&config.quota)),
         config,
         config_path,
         overrides,
-        runtime_dir: paths.dir,
+        runtime_dir,
         instance,
         started,
         ready_after: None,
@@ -110,7 +132,8 @@ fn prepare(options: Options) -> Result<Supervisor, StartError> {
         poller,
         sockets,
         signals,
-        notify: super::notify::Notify::from_env(),
+        launcher,
+        notify,
         stager,
         staging: BTreeMap::new(),
         store,
@@ -134,13 +157,11 @@ fn prepare(options: Options) -> Result<Supervisor, StartError> {
         faults: FaultLimiter::default(),
         last_id: 0,
         buffer: Vec::new(),
-    };
-    supervisor.begin();
-    Ok(supervisor)
+    })
 }
 
 impl Supervisor {
-    fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), dir = %self.runtime_dir.display(),
             models = self.config.models.len(), "starting"

@@ -7,16 +7,16 @@
 
 use super::models::{Generation, Stage};
 use super::poller::{Poller, Token};
+use super::process::{Launched, Process};
 use super::{Supervisor, Timer};
 use inferd_ipc::limits::{WORKER_EXIT_MS, WORKER_RECORD_BYTES_MAX};
 use inferd_ipc::worker_records::{FromWorker, Loaded, ToWorker, WorkerRecordError, decode, encode};
-use inferd_ipc::{failpoint, fdpass, sys};
+use inferd_ipc::{failpoint, fdpass};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -26,8 +26,6 @@ const RECORDS_WAITING_MAX: usize = 1024;
 const RECORDS_PER_TURN: usize = 32;
 /// A worker that closed its socket must be gone within this time.
 const HANG_UP_MS: u64 = 200;
-/// Variables that a worker inherits; everything else of the environment stays here.
-const ENVIRONMENT: [&str; 5] = ["PATH", "LANG", "RUST_BACKTRACE", "CUDA_VISIBLE_DEVICES", "ORT_DYLIB_PATH"];
 
 /// What a worker was started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +64,7 @@ pub(super) struct Worker {
     pub stats: VecDeque<u64>,
     pub killed: bool,
     pub drained: bool,
-    child: Child,
+    process: Box<dyn Process>,
     pidfd: OwnedFd,
     socket: OwnedFd,
     waiting: VecDeque<(Vec<u8>, Vec<Rc<OwnedFd>>)>,
@@ -85,7 +83,7 @@ pub(super) struct Start {
 impl Worker {
     /// Its process id: a label.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// Moves on in its life.
@@ -157,34 +155,7 @@ impl Worker {
         self.last_words.get_or_insert_with(|| why.to_owned());
         tracing::warn!(model = %self.generation.config.name, pid = self.pid(), generation = self.generation.number, why, "killing a worker");
         // An error means that it has exited already.
-        let _ = self.child.kill();
-    }
-}
-
-/// Spawns `binary` with one end of a record socket as its standard input.
-fn spawn(binary: &Path, log_level: &str) -> io::Result<(Child, OwnedFd, OwnedFd)> {
-    let (ours, theirs) = fdpass::socketpair()?;
-    let mut command = Command::new(binary);
-    command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::inherit()).env_clear();
-    for (name, value) in std::env::vars_os() {
-        let known = name.to_str().is_some_and(|n| ENVIRONMENT.contains(&n) || n.starts_with("INFERD_"));
-        if known {
-            command.env(name, value);
-        }
-    }
-    command.env("INFERD_LOG", log_level);
-    // ONNX Runtime's own builds keep a database of what they are used for and send it; being told not to through its
-    // interface they still open both.
-    command.env("ORT_DISABLE_TELEMETRY", "1");
-    let mut child = command.spawn()?;
-    match sys::pidfd_open(child.id()) {
-        Ok(pidfd) => Ok((child, ours, pidfd)),
-        Err(error) => {
-            // Not yet reaped, so the number is still this child's.
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(error)
-        }
+        let _ = self.process.kill();
     }
 }
 
@@ -202,7 +173,7 @@ impl Supervisor {
         let backend = spec.backend.clone();
         let binary = crate::paths::worker_binary(&self.worker_dir, &backend).map_err(|error| error.to_string())?;
         let level = self.logs.level().to_owned();
-        let (child, socket, pidfd) = spawn(&binary, &level).map_err(|error| {
+        let Launched { process, socket, exit: pidfd } = self.launcher.launch(&binary, &level).map_err(|error| {
             format!(
                 "cannot start {}: {error}; check that it is executable, and the limits on processes and descriptors",
                 binary.display()
@@ -228,7 +199,7 @@ impl Supervisor {
             stats: VecDeque::new(),
             killed: false,
             drained: false,
-            child,
+            process,
             pidfd,
             socket,
             waiting: VecDeque::new(),
@@ -242,7 +213,7 @@ impl Supervisor {
             self.poller.remove(&worker.pidfd);
             worker.kill("it could not be told of its model");
             // A process that has just been killed is gone within moments; there is no pidfd in the loop to wait for.
-            let _ = worker.child.wait();
+            let _ = worker.process.wait();
             return Err(error);
         }
         tracing::info!(
@@ -371,7 +342,7 @@ impl Supervisor {
         // What it said before it went still counts: a take-over, a refusal.
         while self.take_record(id) {}
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let status = match worker.child.try_wait() {
+        let status = match worker.process.try_wait() {
             Ok(Some(status)) => Some(status),
             Ok(None) => return,
             Err(_) => None,
