@@ -192,6 +192,7 @@ impl Supervisor {
         let expected = self.models.get(&id).and_then(|model| model.swap.as_ref()).is_some_and(|swap| swap.to == worker);
         if expected {
             self.commit_swap(id);
+            self.swap_when_possible(id);
         }
     }
 
@@ -248,7 +249,6 @@ impl Supervisor {
             self.tell(swap.to, &ToWorker::Drain, &[]);
         }
         self.look_whether_ready();
-        self.swap_when_possible(id);
     }
 
     /// What becomes of the worker that has let go.
@@ -317,6 +317,8 @@ impl Supervisor {
                 if granted && taken {
                     self.commit_swap(id);
                     self.on_live_gone(id, running, how);
+                    // Only now: who waits must not take over from, and then keep, a worker that is gone.
+                    self.swap_when_possible(id);
                 } else {
                     self.abort_swap(id, gone, how, running.filter(|_| !granted));
                 }
