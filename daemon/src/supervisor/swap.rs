@@ -292,6 +292,7 @@ impl Supervisor {
                 self.kill_worker(from, "it did not let the baton go in time");
                 self.poller.after_ms(wait_ms, Timer::Swap { model: id, to });
             }
+            None if swap.granted.is_none() => self.kill_worker(to, "it did not let the baton go in time to resume"),
             None => self.kill_worker(to, "it did not take the baton in time"),
         }
     }
@@ -391,7 +392,9 @@ impl Supervisor {
                     granted: None,
                     granted_ns: 0,
                 });
+                let wait_ms = model.config.max_run_ms.saturating_add(SWAP_MS);
                 self.poller.after_ms(RESUME_MS, Timer::Resume(id));
+                self.poller.after_ms(wait_ms, Timer::Swap { model: id, to: from });
             }
             (None, Some(_)) => {
                 // The old worker died too while this one was about to take over.
