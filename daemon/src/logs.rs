@@ -60,6 +60,13 @@ impl Logs {
         Ok(Logs { filter: handle, level, journal: is_journal })
     }
 
+    /// Logs that go nowhere: a process can start them only once.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Logs {
+        let (_, filter) = reload::Layer::new(EnvFilter::new("off"));
+        Logs { filter, level: "off".to_owned(), journal: false }
+    }
+
     /// Changes the filter.
     ///
     /// # Errors

@@ -100,6 +100,12 @@ impl Store {
         self.dir.as_deref()
     }
 
+    /// Whether no generation is on its way to the disk.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.keeping.is_empty()
+    }
+
     /// Readable once the thread has done something.
     #[must_use]
     pub fn wake_fd(&self) -> std::os::fd::BorrowedFd<'_> {

@@ -33,6 +33,8 @@ mod sockets;
 mod start;
 mod status;
 mod swap;
+#[cfg(test)]
+mod walk;
 mod watch;
 mod workers;
 

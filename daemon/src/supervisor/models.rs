@@ -233,6 +233,12 @@ impl Model {
         self.baton.clear(entry);
     }
 
+    /// Entries of the baton that are handed out.
+    #[cfg(test)]
+    pub fn entries_out(&self) -> usize {
+        self.entries.iter().filter(|taken| **taken).count()
+    }
+
     /// The live worker, unless it is gone or the model has none.
     pub fn live_worker(&self) -> Option<u64> {
         let serving = matches!(self.state, ModelState::Live);

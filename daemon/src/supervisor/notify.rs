@@ -8,6 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 /// The way to the service manager; silent where there is none.
+#[derive(Default)]
 pub struct Notify {
     to: Option<(UnixDatagram, SocketAddr)>,
     /// How often WATCHDOG is due, if the manager asked for it.

@@ -94,6 +94,9 @@ pub struct Poller<T> {
     epoll: Epoll,
     timers: BinaryHeap<Reverse<Entry<T>>>,
     timers_set: u64,
+    /// Where the time stands, in a test that moves it itself.
+    #[cfg(test)]
+    stands: Option<Instant>,
 }
 
 struct Entry<T> {
@@ -125,7 +128,13 @@ impl<T> Poller<T> {
     /// # Errors
     /// The kernel's, when descriptors have run out.
     pub fn new() -> nix::Result<Poller<T>> {
-        Ok(Poller { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, timers: BinaryHeap::new(), timers_set: 0 })
+        Ok(Poller {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            timers: BinaryHeap::new(),
+            timers_set: 0,
+            #[cfg(test)]
+            stands: None,
+        })
     }
 
     /// Watches a descriptor for reading.
@@ -176,6 +185,10 @@ impl<T> Poller<T> {
 
     /// The time, as timers are due by it.
     pub fn now(&self) -> Instant {
+        #[cfg(test)]
+        if let Some(at) = self.stands {
+            return at;
+        }
         Instant::now()
     }
 
@@ -211,6 +224,8 @@ impl<T> Poller<T> {
                 EpollTimeout::try_from(wait_us.div_ceil(1000).min(1 << 30) as u32).unwrap_or(EpollTimeout::MAX)
             }
         };
+        #[cfg(test)]
+        let timeout = if self.stands.is_some() { EpollTimeout::ZERO } else { timeout };
         let mut buffer = [EpollEvent::empty(); EVENTS_PER_WAIT];
         let count = match self.epoll.wait(&mut buffer, timeout) {
             Err(nix::errno::Errno::EINTR) => 0,
@@ -228,6 +243,27 @@ impl<T> Poller<T> {
             (Token::from_number(event.data()), ready)
         }));
         Ok(())
+    }
+}
+
+/// For a test that is the only one to move the time, and looks at what is left behind.
+#[cfg(test)]
+impl<T> Poller<T> {
+    /// Time stands at `at` from now on, and nobody sleeps until it has passed.
+    pub fn set_time(&mut self, at: Instant) {
+        self.stands = Some(at);
+    }
+
+    /// What will fire, and when.
+    pub fn timers(&self) -> impl Iterator<Item = (Instant, &T)> {
+        self.timers.iter().map(|Reverse(entry)| (entry.at, &entry.timer))
+    }
+
+    /// How many descriptors are watched, as the kernel says.
+    pub fn watched(&self) -> usize {
+        use std::os::fd::AsRawFd;
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.epoll.0.as_raw_fd()));
+        info.expect("procfs").lines().filter(|line| line.starts_with("tfd:")).count()
     }
 }
 

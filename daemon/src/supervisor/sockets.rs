@@ -126,6 +126,29 @@ impl Sockets {
     }
 }
 
+#[cfg(test)]
+impl Sockets {
+    /// Listeners at addresses that the kernel chose, for a test that shares its process: without a lock, a directory or a
+    /// change of the umask.
+    pub fn nowhere() -> nix::Result<Sockets> {
+        let listener = |kind| -> nix::Result<UnixListener> {
+            let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+            bind(fd.as_raw_fd(), &UnixAddr::new_unnamed())?;
+            listen(&fd, Backlog::new(BACKLOG)?)?;
+            Ok(UnixListener::from(fd))
+        };
+        Ok(Sockets {
+            attach: listener(SockType::SeqPacket)?,
+            control: listener(SockType::Stream)?,
+            attach_passed: false,
+            lock: None,
+            lock_path: PathBuf::new(),
+            created: Vec::new(),
+            dir_created: None,
+        })
+    }
+}
+
 impl Sockets {
     /// Whether systemd holds the attach socket, so that clients can wait in it while no daemon runs.
     #[must_use]
