@@ -122,6 +122,8 @@ pub const RESTART_BACKOFF_MS_MAX: u64 = 5_000;
 pub const RECOVERY_SWEEP_MS: u64 = 10;
 /// A worker that was killed must be gone within this time; else its sessions end.
 pub const WORKER_EXIT_MS: u64 = 5_000;
+/// Workers that have ended and that the kernel has not let go of; with more, none is started.
+pub const WORKERS_UNREAPED_MAX: usize = 256;
 /// The old worker must let the baton go within this time after its step limit.
 pub const SWAP_MS: u64 = 1_000;
 /// Draining ends after this time, unless configured.
@@ -270,6 +272,7 @@ table!(
     RESTART_BACKOFF_MS_MAX,
     RECOVERY_SWEEP_MS,
     WORKER_EXIT_MS,
+    WORKERS_UNREAPED_MAX,
     SWAP_MS,
     DRAIN_MS_DEFAULT,
     DRAIN_MS_MAX,

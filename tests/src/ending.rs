@@ -5,7 +5,7 @@
 //! connections, one record socket and one pidfd per worker, no mapping of a session in the supervisor, the same threads,
 //! and private memory within a slack. It has two seconds to become so (threat model, promise 7).
 
-use crate::process::{children, private_bytes, threads};
+use crate::process::{children, private_bytes, threads, unreaped};
 use crate::promises::BACK_AT_BASELINE;
 use std::collections::BTreeMap;
 use std::fs;
@@ -139,6 +139,10 @@ impl Beginning {
     pub fn left(&self) -> Vec<String> {
         let workers: Vec<(u32, Held)> = children(self.supervisor).into_iter().map(|pid| (pid, Held::by(pid))).collect();
         let mut left = unaccounted(&self.held, &Held::by(self.supervisor), &workers);
+        let unreaped = unreaped(self.supervisor);
+        if !unreaped.is_empty() {
+            left.push(format!("ended workers that it has not reaped: {unreaped:?}"));
+        }
         for pid in workers.iter().map(|(pid, _)| *pid).chain([self.supervisor]) {
             let slack = if pid == self.supervisor { SUPERVISOR_SLACK_BYTES } else { WORKER_SLACK_BYTES };
             let (is, then) = (private_bytes(pid), self.private.get(&pid).copied().unwrap_or(u64::MAX - slack));

@@ -109,6 +109,16 @@ pub fn is_alive(pid: u32) -> bool {
 /// Live children of a process.
 #[must_use]
 pub fn children(pid: u32) -> Vec<u32> {
+    all_children(pid).into_iter().filter(|child| is_alive(*child)).collect()
+}
+
+/// Children of a process that have ended and that it has not reaped.
+#[must_use]
+pub fn unreaped(pid: u32) -> Vec<u32> {
+    all_children(pid).into_iter().filter(|child| !is_alive(*child)).collect()
+}
+
+fn all_children(pid: u32) -> Vec<u32> {
     let of = |tid: u32| fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
     let all: String = threads(pid).into_iter().map(of).collect();
     all.split_whitespace().filter_map(|c| c.parse().ok()).collect()

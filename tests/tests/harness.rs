@@ -99,7 +99,7 @@ fn a_scenario_without_leaks_ends_and_every_kind_of_leak_is_found() {
     let model = Model::counter("m").queue(4, "in_order");
     let daemon = inferd_tests::DaemonConfig::new(inferd_ipc::layout::Backing::Memfd).model(model).start();
     let started = inferd_tests::process::threads(daemon.pid()).len();
-    assert_eq!(started, 2 + STAGING_THREADS, "the loop, the store, and those that copy model files");
+    assert_eq!(started, 3 + STAGING_THREADS, "the loop, the store, the reaper, and those that copy model files");
     let attach = || RawAttach::attach(&daemon.runtime_dir(), "m", 4, Queue::InOrder);
     let session = attach();
     session.publish(0, &session.header(0), &[&[0x3e; 64]]);

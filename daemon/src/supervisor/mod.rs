@@ -23,6 +23,7 @@ mod operations;
 mod poller;
 mod process;
 mod quota;
+mod reaping;
 mod recovery;
 mod reload;
 mod restarts;
@@ -141,6 +142,7 @@ struct Supervisor {
     lingering_armed: bool,
     models: BTreeMap<u64, Model>,
     workers: BTreeMap<u64, workers::Worker>,
+    reaper: reaping::Reaper,
     validations: BTreeMap<u64, control::Asker>,
     stats: BTreeMap<u64, commands::StatsQuery>,
     watch_armed: bool,

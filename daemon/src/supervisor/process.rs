@@ -4,6 +4,7 @@
 //! values (`walk.rs`). It is as narrow as it can be: what a worker says comes through its socket, its end through a
 //! descriptor that becomes readable, whoever made them. A launch is rare: the call through a pointer costs nothing.
 
+use super::reaping::{Reaper, how_it_ended};
 use inferd_ipc::{fdpass, sys};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -34,10 +35,10 @@ pub(super) trait Process {
     fn id(&self) -> u32;
     /// Sends SIGKILL.
     fn kill(&mut self) -> io::Result<()>;
-    /// How it ended, if it has.
-    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>>;
-    /// Waits for its end.
-    fn wait(&mut self) -> io::Result<ExitStatus>;
+    /// How it ended, if it has. It is still to be reaped.
+    fn how_it_ended(&self) -> io::Result<Option<ExitStatus>>;
+    /// Takes leave of one that has ended or was killed, without waiting here.
+    fn reap(self: Box<Self>, reaper: &Reaper);
 }
 
 impl Process for Child {
@@ -49,12 +50,12 @@ impl Process for Child {
         Child::kill(self)
     }
 
-    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
-        Child::try_wait(self)
+    fn how_it_ended(&self) -> io::Result<Option<ExitStatus>> {
+        Ok(how_it_ended(self)?)
     }
 
-    fn wait(&mut self) -> io::Result<ExitStatus> {
-        Child::wait(self)
+    fn reap(self: Box<Self>, reaper: &Reaper) {
+        reaper.reap(*self);
     }
 }
 

@@ -108,6 +108,7 @@ pub(super) fn assemble(options: Options, around: Surroundings) -> Result<Supervi
     let stager = Stager::start().map_err(kernel("staging threads"))?;
     let state_dir = crate::paths::state_dir(config.daemon.state_dir.as_deref());
     let store = Store::open(&state_dir, reload::bounds(&config.daemon)).map_err(kernel("the store's thread"))?;
+    let reaper = super::reaping::Reaper::start().map_err(kernel("the thread that reaps"))?;
     let poller: Poller<Timer> = Poller::new().map_err(|errno| kernel("epoll")(errno.into()))?;
     let added = poller
         .add(&sockets.attach, Token::AttachListener)
@@ -149,6 +150,7 @@ pub(super) fn assemble(options: Options, around: Surroundings) -> Result<Supervi
         lingering_armed: false,
         models: BTreeMap::new(),
         workers: BTreeMap::new(),
+        reaper,
         validations: BTreeMap::new(),
         stats: BTreeMap::new(),
         watch_armed: false,

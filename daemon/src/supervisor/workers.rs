@@ -9,7 +9,7 @@ use super::models::{Generation, Stage};
 use super::poller::{Poller, Token};
 use super::process::{Launched, Process};
 use super::{Supervisor, Timer};
-use inferd_ipc::limits::{WORKER_EXIT_MS, WORKER_RECORD_BYTES_MAX};
+use inferd_ipc::limits::{WORKER_EXIT_MS, WORKER_RECORD_BYTES_MAX, WORKERS_UNREAPED_MAX};
 use inferd_ipc::worker_records::{FromWorker, Loaded, ToWorker, WorkerRecordError, decode, encode};
 use inferd_ipc::{failpoint, fdpass};
 use std::collections::VecDeque;
@@ -170,6 +170,11 @@ impl Supervisor {
         spec: inferd_ipc::worker_records::ModelSpec,
         baton_fd: &Rc<OwnedFd>,
     ) -> Result<u64, String> {
+        if self.reaper.left() >= WORKERS_UNREAPED_MAX {
+            return Err(format!(
+                "{WORKERS_UNREAPED_MAX} workers have ended and the kernel has not let go of them; look at what keeps the CPUs busy"
+            ));
+        }
         let backend = spec.backend.clone();
         let binary = crate::paths::worker_binary(&self.worker_dir, &backend).map_err(|error| error.to_string())?;
         let level = self.logs.level().to_owned();
@@ -212,8 +217,7 @@ impl Supervisor {
             self.poller.remove(&worker.socket);
             self.poller.remove(&worker.pidfd);
             worker.kill("it could not be told of its model");
-            // A process that has just been killed is gone within moments; there is no pidfd in the loop to wait for.
-            let _ = worker.process.wait();
+            worker.process.reap(&self.reaper);
             return Err(error);
         }
         tracing::info!(
@@ -342,7 +346,7 @@ impl Supervisor {
         // What it said before it went still counts: a take-over, a refusal.
         while self.take_record(id) {}
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let status = match worker.process.try_wait() {
+        let status = match worker.process.how_it_ended() {
             Ok(Some(status)) => Some(status),
             Ok(None) => return,
             Err(_) => None,
@@ -366,6 +370,7 @@ impl Supervisor {
             Some(model) => self.on_model_worker_gone(model, id, &worker, &how),
             None => self.on_validation_gone(&worker, &how),
         }
+        worker.process.reap(&self.reaper);
         self.look_whether_drained();
     }
 

@@ -5,6 +5,7 @@
 //! has killed it, or where the test does; only then does its exit become readable.
 
 use super::super::process::{Launched, Launcher, Process};
+use super::super::reaping::Reaper;
 use inferd_ipc::baton::{self, Baton};
 use inferd_ipc::fdpass;
 use inferd_ipc::record::RecordLayout;
@@ -258,11 +259,9 @@ impl Process for Handle {
         Ok(())
     }
 
-    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+    fn how_it_ended(&self) -> io::Result<Option<ExitStatus>> {
         Ok(self.workers.borrow()[self.at].status)
     }
 
-    fn wait(&mut self) -> io::Result<ExitStatus> {
-        Ok(ExitStatus::from_raw(KILLED))
-    }
+    fn reap(self: Box<Self>, _reaper: &Reaper) {}
 }
