@@ -1,5 +1,5 @@
 //! inferd-worker-ort: started by inferd for models whose backend is `ort`; never by hand.
 
-fn main() -> std::process::ExitCode {
+fn main() -> ! {
     inferd_worker::control::run_only(&[&inferd_worker_ort::Ort])
 }

@@ -1,5 +1,5 @@
 //! inferd-worker-torch: started by inferd for models of backend `torch`; never by hand.
 
-fn main() -> std::process::ExitCode {
+fn main() -> ! {
     inferd_worker::control::run_with(&[&inferd_worker_torch::Torch])
 }

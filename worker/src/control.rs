@@ -26,30 +26,36 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::process::ExitCode;
 use std::sync::Arc;
 
 /// The backend's name that leaves the choice to the worker.
 pub const AUTO: &str = "auto";
 /// Exit status when the model was refused: the supervisor has been told why.
-pub const EXIT_REFUSED: u8 = 3;
+pub const EXIT_REFUSED: i32 = 3;
+/// Exit status of one that was told to end, or whose supervisor is gone.
+const EXIT_DONE: i32 = 0;
+/// Exit status when the supervisor cannot be talked to.
+const EXIT_FAILED: i32 = 1;
 
-/// Runs a worker with the backends that this crate carries. Never returns while the supervisor lives.
-#[must_use]
-pub fn run() -> ExitCode {
+/// Runs a worker with the backends that this crate carries, until the supervisor ends it or is gone.
+pub fn run() -> ! {
     run_with(&[])
 }
 
 /// Runs a worker that has backends of its own beside those of this crate; its `main` calls this and nothing else.
-#[must_use]
-pub fn run_with(own: &[&dyn Backend]) -> ExitCode {
-    run_of(Backends { own, carried: Some(backend::by_name) })
+pub fn run_with(own: &[&dyn Backend]) -> ! {
+    end(run_of(Backends { own, carried: Some(backend::by_name) }))
 }
 
 /// Runs a worker that has these backends alone. What this crate carries beside is then not even linked.
-#[must_use]
-pub fn run_only(own: &[&dyn Backend]) -> ExitCode {
-    run_of(Backends { own, carried: None })
+pub fn run_only(own: &[&dyn Backend]) -> ! {
+    end(run_of(Backends { own, carried: None }))
+}
+
+/// Ends the process as it is. What an inference library does at the end of a program (libtorch takes each of its thousands of
+/// operators off its lists) costs those who are served meanwhile a tenth of a second of their CPU.
+fn end(code: i32) -> ! {
+    inferd_ipc::sys::exit_at_once(code)
 }
 
 /// Finds a backend that this crate carries.
@@ -106,21 +112,21 @@ impl Backends<'_> {
     }
 }
 
-fn run_of(backends: Backends<'_>) -> ExitCode {
+fn run_of(backends: Backends<'_>) -> i32 {
     install_panic_hook();
     let parent = std::os::unix::process::parent_id();
     if !inferd_ipc::sys::die_with_parent(parent) {
-        return ExitCode::FAILURE;
+        return EXIT_FAILED;
     }
     inferd_ipc::sys::ignore_stop_signals();
     failpoint!("worker.started");
     logs::init();
     match work(backends) {
         Ok(code) => code,
-        Err(LinkError::Closed) => ExitCode::SUCCESS,
+        Err(LinkError::Closed) => EXIT_DONE,
         Err(error) => {
             tracing::error!("{error}");
-            ExitCode::FAILURE
+            EXIT_FAILED
         }
     }
 }
@@ -136,9 +142,9 @@ fn install_panic_hook() {
     }));
 }
 
-fn work(backends: Backends<'_>) -> Result<ExitCode, LinkError> {
+fn work(backends: Backends<'_>) -> Result<i32, LinkError> {
     let mut link = Link::from_stdin(pass_on::handed())?;
-    let (ToWorker::Load(spec), fds) = link.receive()? else { return Ok(ExitCode::FAILURE) };
+    let (ToWorker::Load(spec), fds) = link.receive()? else { return Ok(EXIT_FAILED) };
     failpoint!("worker.load");
     let _span = tracing::info_span!("worker", model = %spec.model, generation = spec.generation).entered();
     let confinement = Confinement::begin(spec.confine, backends.profile_before(&spec));
@@ -174,7 +180,7 @@ fn work(backends: Backends<'_>) -> Result<ExitCode, LinkError> {
     link.send(&FromWorker::Loaded(loaded))?;
     failpoint!("worker.loaded.sent");
     if spec.validate_only {
-        return Ok(ExitCode::SUCCESS);
+        return Ok(EXIT_DONE);
     }
     Control::new(link, spec, policy, baton, bench)?.run(early)
 }
@@ -240,9 +246,9 @@ fn load(spec: &ModelSpec, files: &mut Handed<'_>, backends: Backends<'_>) -> Res
     backends.load(spec, files, &mut progress)
 }
 
-pub(crate) fn refuse(link: &Link, message: &str) -> Result<ExitCode, LinkError> {
+pub(crate) fn refuse(link: &Link, message: &str) -> Result<i32, LinkError> {
     link.send(&FromWorker::Refused { message: message.to_owned() })?;
-    Ok(ExitCode::from(EXIT_REFUSED))
+    Ok(EXIT_REFUSED)
 }
 
 /// Files as the supervisor hands them over.
@@ -392,7 +398,7 @@ impl Control {
         begun.map(drop).map_err(|source| RegionError::Os { what: "starting a thread for", bytes: 0, source })
     }
 
-    fn run(mut self, early: Vec<(ToWorker, Vec<OwnedFd>)>) -> Result<ExitCode, LinkError> {
+    fn run(mut self, early: Vec<(ToWorker, Vec<OwnedFd>)>) -> Result<i32, LinkError> {
         for (record, fds) in early {
             if let Some(code) = self.record(record, fds)? {
                 return Ok(code);
@@ -424,7 +430,7 @@ impl Control {
     }
 
     /// Carries out one record; an exit code ends the process.
-    fn record(&mut self, record: ToWorker, fds: Vec<OwnedFd>) -> Result<Option<ExitCode>, LinkError> {
+    fn record(&mut self, record: ToWorker, fds: Vec<OwnedFd>) -> Result<Option<i32>, LinkError> {
         match record {
             ToWorker::AddSession { session, uid, geometry, state_bytes, backing } => {
                 // The executor begins while the session is mapped.
@@ -456,7 +462,7 @@ impl Control {
             }
             ToWorker::Retire => {
                 failpoint!("worker.retire");
-                return Ok(Some(ExitCode::SUCCESS));
+                return Ok(Some(EXIT_DONE));
             }
             ToWorker::Stats => self.link.send(&FromWorker::Stats(self.stats.snapshot()))?,
             ToWorker::LogLevel { level } => {

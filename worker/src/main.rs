@@ -1,5 +1,5 @@
 //! inferd-worker: started by inferd, one for each model; never by hand.
 
-fn main() -> std::process::ExitCode {
+fn main() -> ! {
     inferd_worker::control::run()
 }

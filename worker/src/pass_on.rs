@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 /// The backend that is tried first.
 pub(crate) const FIRST: &str = "tract";
@@ -57,7 +57,7 @@ impl Spare {
         spec: ModelSpec,
         early: Vec<(ToWorker, Vec<OwnedFd>)>,
         error: &ModelError,
-    ) -> Result<ExitCode, LinkError> {
+    ) -> Result<i32, LinkError> {
         let program = std::env::current_exe()?.with_file_name(NEXT);
         if !is_executable(&program) {
             let what = format!("{error}; ONNX Runtime was not tried: {} is not there (make ort)", program.display());

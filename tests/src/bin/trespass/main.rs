@@ -11,7 +11,6 @@ use inferd_worker::backend::{Backend, Model};
 use inferd_worker::files::FileSource;
 use inferd_worker::{Fault, ModelError};
 use std::io;
-use std::process::ExitCode;
 use std::sync::mpsc;
 
 struct Trespass;
@@ -98,7 +97,7 @@ impl Villain {
     }
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     inferd_worker::control::run_only(&[&Trespass])
 }
 
