@@ -476,6 +476,13 @@ impl Daemon {
         assert_eq!(process::segments(), Vec::<String>::new(), "left in /dev/shm");
     }
 
+    /// Lets the memory that its processes have now be what they began with: models have filled the buffers that they keep.
+    pub fn buffers_are_filled(&mut self) {
+        if let Some(beginning) = &mut self.beginning {
+            beginning.with_memory_of_now();
+        }
+    }
+
     /// What its processes hold and no live session accounts for, as every scenario's end asks.
     #[must_use]
     pub fn left(&self) -> Vec<String> {

@@ -129,9 +129,12 @@ impl Beginning {
             }
             held = now;
         }
-        let pids = children(supervisor).into_iter().chain([supervisor]);
-        let private = pids.map(|pid| (pid, private_bytes(pid))).collect();
-        (held.threads > 0).then_some(Beginning { supervisor, held, private })
+        (held.threads > 0).then(|| Beginning { supervisor, held, private: private(supervisor) })
+    }
+
+    /// What memory they have now is what they began with: models have filled the buffers that they keep.
+    pub fn with_memory_of_now(&mut self) {
+        self.private = private(self.supervisor);
     }
 
     /// What is held and nobody accounts for; nothing when all is well.
@@ -170,6 +173,11 @@ impl Beginning {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Private memory of a supervisor and its workers.
+fn private(supervisor: u32) -> BTreeMap<u32, u64> {
+    children(supervisor).into_iter().chain([supervisor]).map(|pid| (pid, private_bytes(pid))).collect()
 }
 
 /// What a supervisor that held `then` at its start, and its workers, hold now without a session to account for it.
