@@ -1,10 +1,10 @@
 //! Taking leave of workers that have ended, on a thread that nobody waits for.
 //!
 //! Who waits for a process takes its entries below `/proc` away, and the kernel turns in a circle at that as long as one of
-//! the process's threads is at the same work. A thread of idle priority, as every loader has one, may be at it for seconds
+//! the process's threads is at the same work. A thread of idle priority, as every loader has one, may be at it for long
 //! where no CPU is idle; the loop would not turn meanwhile, and would take the CPU from those who serve. So the loop reads
-//! how a worker ended and leaves it as it is (`WNOWAIT`), and this thread waits for it: of idle priority too, it turns where
-//! that costs nobody anything. What has not been waited for holds no more than its process id.
+//! how a worker ended and leaves it as it is (`WNOWAIT`), and this thread waits for it: a little later, when those threads have
+//! had their turn, and as nice as can be. What has not been waited for holds no more than its process id.
 
 use inferd_ipc::sys;
 use nix::errno::Errno;
@@ -17,16 +17,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// Stack of the thread.
 const REAPER_STACK_BYTES: usize = 64 << 10;
+/// How long a worker is left as it is. Longer than its threads need on a CPU that is idle now and then; and not much longer, for
+/// what is not reaped counts.
+const LEFT_ALONE: Duration = Duration::from_millis(250);
+/// As nice as can be. Idle priority would fall behind where loaders take what is idle.
+const NICE: i32 = 19;
 /// What a status says of a process that left a core image.
 const DUMPED: i32 = 0x80;
 
 /// The supervisor's end of the thread.
 #[derive(Debug)]
 pub(super) struct Reaper {
-    ended: Sender<Child>,
+    ended: Sender<(Child, Instant)>,
     left: Arc<AtomicUsize>,
 }
 
@@ -40,10 +46,8 @@ impl Reaper {
         let left = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&left);
         thread::Builder::new().name("reaper".to_owned()).stack_size(REAPER_STACK_BYTES).spawn(move || {
-            if sys::set_idle().is_err() {
-                // Where this is forbidden, workers have no threads of idle priority either.
-                let _ = sys::set_nice(19);
-            }
+            // Where even this is forbidden, it goes on at the priority it has.
+            let _ = sys::set_nice(NICE);
             reap(&waiting, &count);
         })?;
         Ok(Reaper { ended, left })
@@ -53,7 +57,7 @@ impl Reaper {
     pub fn reap(&self, child: Child) {
         self.left.fetch_add(1, Ordering::Relaxed);
         // The thread ends after this only.
-        let _ = self.ended.send(child);
+        let _ = self.ended.send((child, Instant::now() + LEFT_ALONE));
     }
 
     /// How many have not been waited for.
@@ -62,8 +66,9 @@ impl Reaper {
     }
 }
 
-fn reap(waiting: &Receiver<Child>, left: &AtomicUsize) {
-    for mut child in waiting {
+fn reap(waiting: &Receiver<(Child, Instant)>, left: &AtomicUsize) {
+    for (mut child, due) in waiting {
+        thread::sleep(due.saturating_duration_since(Instant::now()));
         // An error means that somebody else has waited for it: it is gone all the same.
         let _ = child.wait();
         left.fetch_sub(1, Ordering::Relaxed);
@@ -95,7 +100,6 @@ pub(super) fn how_it_ended(child: &Child) -> nix::Result<Option<ExitStatus>> {
 mod tests {
     use super::*;
     use std::process::Command;
-    use std::time::{Duration, Instant};
 
     fn started(script: &str) -> Child {
         Command::new("sh").args(["-c", script]).spawn().expect("a shell")
