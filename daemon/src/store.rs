@@ -51,7 +51,7 @@ pub struct Store {
     dir: Option<PathBuf>,
     bounds: Bounds,
     books: BTreeMap<String, Book>,
-    /// Generations whose files are on their way to the disk: model and time of the entry, by job.
+    /// Generations whose files are on their way to the disk: model and key of the entry, by job.
     keeping: BTreeMap<u64, (String, u64)>,
     keeper: Keeper,
     /// The last complaint about a generation, and about a history, so that a full disk is said once and not at every reload.
@@ -138,13 +138,12 @@ impl Store {
         let whole = entry.files.is_some();
         // Blobs that are there already are verified and kept all the same: a damaged one is written again.
         entry.shown.stored = false;
-        book.add(entry);
-        let (generation, off) = (book.last_at(), self.bounds.generations == 0 || self.bounds.bytes == 0);
+        let (key, off) = (book.add(entry), self.bounds.generations == 0 || self.bounds.bytes == 0);
         if let Some(dir) = self.dir.clone().filter(|_| !off && whole) {
             self.make_room(&wanted);
             if self.bytes_with(&wanted) <= self.bounds.bytes {
                 let job = self.keeper.keep(&dir, files);
-                self.keeping.insert(job, (model.to_owned(), generation));
+                self.keeping.insert(job, (model.to_owned(), key));
             } else {
                 self.complain(&format!(
                     "generation of model {model} is not stored: it does not fit into store_bytes = {} beside those that must stay; raise store_bytes",
@@ -189,19 +188,19 @@ impl Store {
     }
 
     fn on_kept(&mut self, job: u64, result: Result<(), String>) {
-        let Some((model, at)) = self.keeping.remove(&job) else { return };
+        let Some((model, key)) = self.keeping.remove(&job) else { return };
         match result {
             Err(what) => {
                 self.complain(&format!("a generation of model {model} is not stored: {what}"));
                 // Half of it may have been written: nobody wants that.
-                if let Some(entry) = self.books.get_mut(&model).and_then(|book| book.at_mut(at)) {
+                if let Some(entry) = self.books.get_mut(&model).and_then(|book| book.with_key_mut(key)) {
                     entry.files = None;
                 }
                 self.sweep(&[]);
             }
             Ok(()) => {
                 self.complaint = None;
-                if let Some(entry) = self.books.get_mut(&model).and_then(|book| book.at_mut(at)) {
+                if let Some(entry) = self.books.get_mut(&model).and_then(|book| book.with_key_mut(key)) {
                     entry.shown.stored = true;
                     self.write(&model);
                 }
@@ -255,7 +254,7 @@ impl Store {
     /// Removes what no stored generation, no live one and none of these is made of.
     fn sweep(&mut self, more: &[Blob]) {
         let Some(dir) = self.dir.clone() else { return };
-        let on_their_way = self.keeping.values().filter_map(|(model, at)| self.books.get(model)?.at(*at));
+        let on_their_way = self.keeping.values().filter_map(|(model, key)| self.books.get(model)?.with_key(*key));
         let keeping =
             self.books.values().flat_map(Book::all_blobs).chain(more).chain(on_their_way.flat_map(Entry::blobs));
         let wanted = keeping.map(|blob| blob.sha256.clone()).collect();

@@ -48,6 +48,10 @@ pub struct Entry {
     pub configured_path: Option<PathBuf>,
     /// What it was made of; none for an attempt that did not go live.
     pub files: Option<StoredFiles>,
+    /// Tells it from the other entries of its book while the daemon runs: two may have the same time and generation.
+    /// [`Book::add`] gives it.
+    #[serde(skip)]
+    pub key: u64,
 }
 
 impl Entry {
@@ -69,6 +73,8 @@ impl Entry {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Book {
     entries: Vec<Entry>,
+    /// The last key that an entry got.
+    last_key: u64,
 }
 
 impl Book {
@@ -76,14 +82,14 @@ impl Book {
     #[must_use]
     pub fn parse(text: &str) -> (Book, usize) {
         let mut damaged = 0;
-        let mut entries: Vec<Entry> = Vec::new();
+        let mut book = Book::default();
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             match serde_json::from_str(line) {
-                Ok(entry) => entries.push(entry),
+                Ok(entry) => _ = book.push(entry),
                 Err(_) => damaged += 1,
             }
         }
-        (Book { entries }, damaged)
+        (book, damaged)
     }
 
     /// The lines.
@@ -105,17 +111,24 @@ impl Book {
         self.entries.iter().rev().map(|entry| &entry.shown)
     }
 
-    /// Adds an entry.
-    pub fn add(&mut self, entry: Entry) {
-        self.entries.push(entry);
+    fn push(&mut self, entry: Entry) -> u64 {
+        self.last_key += 1;
+        self.entries.push(Entry { key: self.last_key, ..entry });
+        self.last_key
+    }
+
+    /// Adds an entry and returns its key.
+    pub fn add(&mut self, entry: Entry) -> u64 {
+        let key = self.push(entry);
         while self.entries.len() > HISTORY_ENTRIES_MAX {
             let last = self.entries.len() - 1;
             let (live, previous) = (self.live_at(), self.previous_at());
             let free = |i: &usize| *i != last && Some(*i) != live && Some(*i) != previous;
             let refused = (0..last).filter(free).find(|i| !self.entries[*i].went_live());
-            let Some(i) = refused.or_else(|| (0..last).find(free)) else { return };
+            let Some(i) = refused.or_else(|| (0..last).find(free)) else { break };
             self.entries.remove(i);
         }
+        key
     }
 
     fn live_at(&self) -> Option<usize> {
@@ -160,21 +173,15 @@ impl Book {
         true
     }
 
-    /// Time of the newest entry: with the model's name it tells entries apart.
+    /// The entry with this key, unless it was forgotten.
     #[must_use]
-    pub fn last_at(&self) -> u64 {
-        self.entries.last().map_or(0, |entry| entry.shown.at_unix_ms)
+    pub fn with_key(&self, key: u64) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.key == key)
     }
 
-    /// The newest entry of this time that went live.
-    #[must_use]
-    pub fn at(&self, at_unix_ms: u64) -> Option<&Entry> {
-        self.entries.iter().rev().find(|entry| entry.shown.at_unix_ms == at_unix_ms && entry.went_live())
-    }
-
-    /// As [`Book::at`], to be changed.
-    pub fn at_mut(&mut self, at_unix_ms: u64) -> Option<&mut Entry> {
-        self.entries.iter_mut().rev().find(|entry| entry.shown.at_unix_ms == at_unix_ms && entry.went_live())
+    /// As [`Book::with_key`], to be changed.
+    pub fn with_key_mut(&mut self, key: u64) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.key == key)
     }
 
     /// Files of all stored generations.

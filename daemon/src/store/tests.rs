@@ -35,6 +35,7 @@ fn entry(generation: u32, at_unix_ms: u64, text: &str) -> Entry {
             folder: "/m".into(),
             more: BTreeMap::new(),
         }),
+        key: 0,
     }
 }
 
@@ -80,6 +81,17 @@ fn a_restart_finds_what_served_last_and_the_files_of_it() {
     let blob = live.blobs().next().expect("a file");
     let path = store.blob_path(blob).expect("a store");
     assert_eq!(std::fs::read_to_string(path).expect("kept"), "three");
+}
+
+#[test]
+fn generations_that_go_live_within_one_millisecond_are_both_stored() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut store = Store::open(dir.path(), BOUNDS).expect("a thread");
+    for (generation, text) in [(1, "one"), (2, "two")] {
+        store.went_live("m", entry(generation, 5, text), "replaced", files(text));
+    }
+    settle(&mut store);
+    assert_eq!(stored(&store), [2, 1]);
 }
 
 #[test]
@@ -161,7 +173,9 @@ fn a_line_that_was_cut_is_left_out_and_the_others_count() {
 fn a_book_is_bounded_and_forgets_refused_attempts_first() {
     let mut book = Book::default();
     book.add(entry(1, 1, "one"));
-    (0..HISTORY_ENTRIES_MAX as u64 + 50).for_each(|i| book.add(entry(0, 10 + i, "bad")));
+    for i in 0..HISTORY_ENTRIES_MAX as u64 + 50 {
+        book.add(entry(0, 10 + i, "bad"));
+    }
     assert_eq!(book.shown().count(), HISTORY_ENTRIES_MAX);
     assert_eq!(book.live().map(|e| e.shown.generation), Some(1), "what serves is never forgotten");
 }

@@ -121,6 +121,7 @@ impl Supervisor {
             },
             configured_path: configured.filter(|_| model.configured),
             files: None,
+            key: 0,
         }
     }
 
