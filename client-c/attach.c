@@ -17,7 +17,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define CONNECT_PAUSE_MS 1
 
 /* ---- where the daemon is ---- */
 
@@ -405,7 +404,7 @@ static int attach_once(struct inferd_session *s, uint64_t deadline_ns)
     while (s->next.phase == IFD_IDLE) {
         error = ifd_attach_begin(s);
         if (error == -EAGAIN && inferd_now_ns() < deadline_ns) {
-            (void)poll(NULL, 0, CONNECT_PAUSE_MS); /* its backlog is full */
+            (void)poll(NULL, 0, IFD_CONNECT_PAUSE_MS); /* its backlog is full */
         } else if (error != 0) {
             return error == -EAGAIN ? -ECONNREFUSED : error;
         }

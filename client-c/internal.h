@@ -25,9 +25,7 @@
 
 #define IFD_ERROR_BYTES 1024
 #define IFD_PATH_BYTES 4096
-/* Replies remembered for tickets that are asked about late, and submit times remembered for replies. */
-#define IFD_HISTORY 256u
-_Static_assert(IFD_HISTORY >= 2 * INFERD_SLOTS_MAX, "held replies are looked up in the history");
+_Static_assert(IFD_CLIENT_HISTORY >= 2 * INFERD_SLOTS_MAX, "held replies are looked up in the history");
 
 /* Where an attach stands on its way through the records. */
 enum ifd_phase {
@@ -89,8 +87,8 @@ struct inferd_session {
     uint64_t given_up;   /* latest: requests below this are given up */
     uint32_t held;       /* replies that are IFD_HELD */
     bool abandoned[INFERD_SLOTS_MAX];       /* in_order: requests in flight that are given up, at number % slots */
-    struct ifd_record records[IFD_HISTORY]; /* at reply number % IFD_HISTORY */
-    uint64_t t_submit_ns[IFD_HISTORY];      /* at request number % IFD_HISTORY */
+    struct ifd_record records[IFD_CLIENT_HISTORY]; /* at reply number % IFD_CLIENT_HISTORY */
+    uint64_t t_submit_ns[IFD_CLIENT_HISTORY];      /* at request number % IFD_CLIENT_HISTORY */
     uint64_t fruitless_ns; /* since when calls that do not wait find nothing; 0: not at all */
     uint32_t generation;   /* of the newest reply, or at attach */
     uint32_t spin_us;

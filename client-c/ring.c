@@ -43,7 +43,7 @@ bool ifd_reply_ready(const struct inferd_session *s)
 
 static struct ifd_record *record(struct inferd_session *s, uint64_t reply)
 {
-    return &s->records[reply % IFD_HISTORY];
+    return &s->records[reply % IFD_CLIENT_HISTORY];
 }
 
 static bool latest(const struct inferd_session *s)
@@ -54,7 +54,7 @@ static bool latest(const struct inferd_session *s)
 /* The oldest request that no reply has answered or passed over. */
 static uint64_t unanswered_from(const struct inferd_session *s)
 {
-    return s->next_reply == 0 ? 0 : s->records[(s->next_reply - 1) % IFD_HISTORY].header.request + 1;
+    return s->next_reply == 0 ? 0 : s->records[(s->next_reply - 1) % IFD_CLIENT_HISTORY].header.request + 1;
 }
 
 bool ifd_any_pending(const struct inferd_session *s)
@@ -170,7 +170,7 @@ static bool answering(struct inferd_session *s, uint64_t request, uint64_t *repl
         *reply = s->next_reply - 1;
         return true;
     }
-    uint64_t low = s->next_reply > IFD_HISTORY ? s->next_reply - IFD_HISTORY : 0, high = s->next_reply;
+    uint64_t low = s->next_reply > IFD_CLIENT_HISTORY ? s->next_reply - IFD_CLIENT_HISTORY : 0, high = s->next_reply;
     uint64_t oldest = low;
     while (low < high) {
         uint64_t middle = low + (high - low) / 2;
@@ -193,7 +193,7 @@ int ifd_lost_outcome(struct inferd_ticket ticket, struct inferd_reply *reply)
 
 static uint64_t submit_time(const struct inferd_session *s, uint64_t request)
 {
-    return s->next_request - request > IFD_HISTORY ? 0 : s->t_submit_ns[request % IFD_HISTORY];
+    return s->next_request - request > IFD_CLIENT_HISTORY ? 0 : s->t_submit_ns[request % IFD_CLIENT_HISTORY];
 }
 
 /* Hands a reply to the caller. Only outputs that are valid are worth holding a slot for. */
@@ -360,7 +360,7 @@ static void publish(struct inferd_session *s, const struct inferd_submit_options
     };
     unsigned char *slot = ifd_request_slot(s, s->next_request);
     memcpy(slot + sizeof seq, (const unsigned char *)&header + sizeof seq, sizeof header - sizeof seq);
-    s->t_submit_ns[s->next_request % IFD_HISTORY] = now_ns;
+    s->t_submit_ns[s->next_request % IFD_CLIENT_HISTORY] = now_ns;
     if (!latest(s)) {
         s->abandoned[s->next_request % s->link.geometry.slots] = false;
     }
@@ -413,7 +413,7 @@ static bool holds(const struct inferd_session *s, const struct inferd_reply *rep
 {
     uint64_t number = reply->held - 1;
     return reply->held != 0 && reply->ticket.epoch == s->epoch && s->link.reply.base != NULL && number >= s->released &&
-           number < s->next_reply && s->records[number % IFD_HISTORY].claim == IFD_HELD;
+           number < s->next_reply && s->records[number % IFD_CLIENT_HISTORY].claim == IFD_HELD;
 }
 
 const void *inferd_output(const struct inferd_session *session, const struct inferd_reply *reply, uint32_t output)

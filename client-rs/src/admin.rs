@@ -14,6 +14,7 @@ use inferd_ipc::control::{
     Shadow, StatsAnswer, StatusAnswer, ValidateAnswer, Verdict, VersionAnswer,
 };
 use inferd_ipc::limits::CONTROL_LINE_BYTES_MAX;
+pub use inferd_ipc::limits::{COMMAND_TIMEOUT_MS, LONG_COMMAND_TIMEOUT_MS};
 use inferd_ipc::record::{self, RecordReader, RecordedStep};
 use lines::Lines;
 use serde::Serialize;
@@ -24,11 +25,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// A command that only looks, or changes little, is answered within this time, in milliseconds.
-pub const COMMAND_TIMEOUT_MS: u64 = 10_000;
-/// A command that loads a model is answered within this time, in milliseconds (the daemon's own limits are shorter unless configured).
-pub const LONG_COMMAND_TIMEOUT_MS: u64 = 600_000;
 
 /// A connection to the control socket.
 #[derive(Debug)]

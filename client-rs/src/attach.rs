@@ -16,7 +16,7 @@ use inferd_ipc::attach::{
 use inferd_ipc::failpoint;
 use inferd_ipc::fdpass;
 use inferd_ipc::layout::{Backing, Geometry};
-use inferd_ipc::limits::{CLOCK_STALE_MS, SPIN_US_MAX};
+use inferd_ipc::limits::{CLOCK_STALE_MS, CONNECT_PAUSE_MS, SPIN_US_MAX};
 use inferd_ipc::mem::Mem;
 use inferd_ipc::region::{self, Access, RegionError, RegionKind};
 use inferd_ipc::requester::Requester;
@@ -29,9 +29,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
-/// Pause between two attempts to connect while the daemon's backlog is full.
-const CONNECT_PAUSE: Duration = Duration::from_millis(1);
 
 /// One attach under way.
 #[derive(Debug)]
@@ -163,7 +160,9 @@ fn connect_to(dir: &RuntimeDir, limit_ns: u64) -> Result<OwnedFd, Error> {
     loop {
         match connect(socket.as_raw_fd(), &address) {
             Ok(()) | Err(Errno::EISCONN) => return Ok(socket),
-            Err(Errno::EAGAIN | Errno::EINTR) if now_ns() < limit_ns => std::thread::sleep(CONNECT_PAUSE),
+            Err(Errno::EAGAIN | Errno::EINTR) if now_ns() < limit_ns => {
+                std::thread::sleep(Duration::from_millis(CONNECT_PAUSE_MS))
+            }
             Err(Errno::EAGAIN) => return Err(no_daemon(&"it does not accept: stopped or overloaded")),
             Err(Errno::ENOENT) => return Err(no_daemon(&"no attach.sock there")),
             Err(Errno::ECONNREFUSED) => return Err(no_daemon(&"a stale socket: nobody listens")),

@@ -6,11 +6,9 @@
 //! giving up a ticket gives up every older one too. Nothing here allocates after `new`.
 
 use inferd_ipc::layout::{Queue, ReplyHeader};
-use inferd_ipc::limits::SLOTS_MAX;
+use inferd_ipc::limits::{CLIENT_HISTORY, SLOTS_MAX};
 
-/// Replies remembered for tickets that are asked about late, and submit times remembered for replies.
-pub(crate) const HISTORY: usize = 256;
-const _: () = assert!(HISTORY >= 2 * SLOTS_MAX as usize, "held replies are looked up in the history");
+const _: () = assert!(CLIENT_HISTORY >= 2 * SLOTS_MAX as usize, "held replies are looked up in the history");
 
 /// Submit time of a request that nobody waits for.
 const CANCELLED: u64 = u64::MAX;
@@ -77,8 +75,8 @@ impl Tickets {
             released: 0,
             given_up: 0,
             abandoned: vec![false; slots.max(1) as usize].into(),
-            records: vec![Record::default(); HISTORY].into(),
-            t_submit_ns: vec![0; HISTORY].into(),
+            records: vec![Record::default(); CLIENT_HISTORY].into(),
+            t_submit_ns: vec![0; CLIENT_HISTORY].into(),
         }
     }
 
@@ -106,7 +104,7 @@ impl Tickets {
     pub(crate) fn submitted(&mut self, t_submit_ns: u64) -> u64 {
         let n = self.next;
         self.next += 1;
-        self.t_submit_ns[n as usize % HISTORY] = t_submit_ns;
+        self.t_submit_ns[n as usize % CLIENT_HISTORY] = t_submit_ns;
         if self.queue == Queue::InOrder {
             self.abandoned[(n % self.slots) as usize] = false;
         }
@@ -118,9 +116,9 @@ impl Tickets {
         self.submitted(CANCELLED);
     }
 
-    /// When the request was submitted; 0 if that is more than [`HISTORY`] requests ago.
+    /// When the request was submitted; 0 if that is more than [`CLIENT_HISTORY`] requests ago.
     pub(crate) fn t_submit_ns(&self, n: u64) -> u64 {
-        if self.next - n > HISTORY as u64 { 0 } else { self.t_submit_ns[n as usize % HISTORY] }
+        if self.next - n > CLIENT_HISTORY as u64 { 0 } else { self.t_submit_ns[n as usize % CLIENT_HISTORY] }
     }
 
     /// Takes note of the next reply; releases it at once if its ticket is given up.
@@ -246,9 +244,9 @@ impl Tickets {
             return Some(newest);
         }
         if self.queue == Queue::InOrder {
-            return (n < self.seen && self.seen - n <= HISTORY as u64).then_some(n);
+            return (n < self.seen && self.seen - n <= CLIENT_HISTORY as u64).then_some(n);
         }
-        let (mut low, mut high) = (self.seen.saturating_sub(HISTORY as u64), self.seen);
+        let (mut low, mut high) = (self.seen.saturating_sub(CLIENT_HISTORY as u64), self.seen);
         let oldest = low;
         while low < high {
             let middle = low + (high - low) / 2;
@@ -259,11 +257,11 @@ impl Tickets {
     }
 
     fn record(&self, r: u64) -> &Record {
-        &self.records[r as usize % HISTORY]
+        &self.records[r as usize % CLIENT_HISTORY]
     }
 
     fn record_mut(&mut self, r: u64) -> &mut Record {
-        &mut self.records[r as usize % HISTORY]
+        &mut self.records[r as usize % CLIENT_HISTORY]
     }
 }
 

@@ -116,7 +116,10 @@ fn tickets_from_far_back_are_spent_and_never_mistaken() {
         match t.look(n) {
             Fate::Superseded(by) => assert!(n % 3 != 2 && by == n - n % 3 + 2),
             fate => {
-                assert!(fate == Fate::Spent && (n % 3 == 2 || n < 3000 - 3 * (HISTORY as u64 - 1)), "{n}: {fate:?}")
+                assert!(
+                    fate == Fate::Spent && (n % 3 == 2 || n < 3000 - 3 * (CLIENT_HISTORY as u64 - 1)),
+                    "{n}: {fate:?}"
+                )
             }
         }
     }

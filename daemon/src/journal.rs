@@ -4,6 +4,7 @@
 //! of its own (`journalctl -u inferd F_MODEL=go2`). One datagram per line in the journal's native form; a line that the
 //! journal does not take is lost, and nobody waits for it.
 
+use inferd_ipc::limits::JOURNAL_VALUE_BYTES_MAX;
 use std::fmt::{self, Write as _};
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -12,8 +13,6 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// Longest value in a line: a datagram must fit into the socket's buffer.
-const VALUE_BYTES_MAX: usize = 32 << 10;
 
 /// Sends events to the journal.
 #[derive(Debug)]
@@ -100,7 +99,7 @@ fn field_name(name: &str) -> String {
 
 /// One field in the journal's native form: a value of several lines is preceded by its length.
 fn put(out: &mut Vec<u8>, name: &str, value: &str) {
-    let value = &value[..value.floor_char_boundary(VALUE_BYTES_MAX)];
+    let value = &value[..value.floor_char_boundary(JOURNAL_VALUE_BYTES_MAX)];
     out.extend_from_slice(name.as_bytes());
     if value.contains('\n') {
         out.push(b'\n');
@@ -144,8 +143,8 @@ mod tests {
     #[test]
     fn an_endless_value_is_cut_between_two_characters() {
         let mut out = Vec::new();
-        put(&mut out, "F_X", &"é".repeat(VALUE_BYTES_MAX));
-        assert_eq!(out.len(), "F_X=\n".len() + VALUE_BYTES_MAX);
+        put(&mut out, "F_X", &"é".repeat(JOURNAL_VALUE_BYTES_MAX));
+        assert_eq!(out.len(), "F_X=\n".len() + JOURNAL_VALUE_BYTES_MAX);
         assert!(String::from_utf8(out).is_ok());
     }
 }

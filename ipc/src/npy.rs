@@ -4,13 +4,11 @@
 //! what the header's length says, recurse as deep as it nests and multiply the dimensions unchecked. [`checked`] refuses a header
 //! that could make them: it reads the header, and hands on a reader that begins with it.
 
-use crate::limits::{NPY_ELEMENTS_MAX, NPY_HEADER_BYTES_MAX};
+use crate::limits::{NPY_DEPTH_MAX, NPY_ELEMENTS_MAX, NPY_HEADER_BYTES_MAX};
 use std::io::{Chain, Cursor, Error, ErrorKind, Read, Result};
 
 /// Magic and version.
 const PREFIX: usize = 8;
-/// Brackets within brackets: a dictionary with a tuple, and room for a structured dtype, which is refused later by name.
-const DEPTH_MAX: u32 = 4;
 
 /// A reader of the same array, whose header is harmless.
 ///
@@ -67,7 +65,7 @@ fn look_at(header: &[u8]) -> Result<()> {
             _ if b"TrueFals".contains(byte) => {}
             _ => return Err(bad("its header holds what no array's does")),
         }
-        if depth > DEPTH_MAX {
+        if depth > NPY_DEPTH_MAX {
             return Err(bad("its header nests too deep"));
         }
     }

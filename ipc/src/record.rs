@@ -8,6 +8,7 @@
 //! model author's file: a reader survives any content, and says which steps it could not use.
 
 use crate::layout::Status;
+use crate::limits::RECORD_SEQ_MAX;
 use crate::mem::Mem;
 use crate::signature::{Signature, SignatureError, TENSOR_ALIGN, TensorSpec};
 use crate::sync::{Ordering, fence, streaming_store_fence};
@@ -22,8 +23,6 @@ pub const RECORD_VERSION: u32 = 1;
 const SLOTS: usize = 64;
 /// Bit of `seq`: inputs and state are there, the run has not ended.
 const BEGUN: u64 = 1 << 63;
-/// Largest `seq`; 2^62 steps take 146,000 years at 1 MHz.
-const SEQ_MAX: u64 = 1 << 62;
 
 /// The tensors of one recorded step.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -312,7 +311,7 @@ impl Recorder {
 fn seq_at(mem: &Mem, places: &Places, slot: u64) -> u64 {
     // Acquire: pairs with the Release stores in `begun` and `end`.
     let seq = mem.word(places.at(slot)).load(Ordering::Acquire) & !BEGUN;
-    let fits = seq != 0 && seq <= SEQ_MAX && (seq - 1) % places.slots == slot;
+    let fits = seq != 0 && seq <= RECORD_SEQ_MAX && (seq - 1) % places.slots == slot;
     if fits { seq } else { 0 }
 }
 
@@ -408,7 +407,7 @@ impl RecordReader {
     /// Whether this step, and nothing newer, stands at its place, ended or not: a look at one word.
     #[must_use]
     pub fn has(&self, number: u64) -> bool {
-        number < SEQ_MAX && seq_at(&self.mem, &self.places, number % self.places.slots) == number + 1
+        number < RECORD_SEQ_MAX && seq_at(&self.mem, &self.places, number % self.places.slots) == number + 1
     }
 
     /// Copies a step out, and confirms that it was not overwritten meanwhile.
@@ -419,7 +418,7 @@ impl RecordReader {
         // Acquire: pairs with the Release stores in `begun` and `end`.
         let before = word.load(Ordering::Acquire);
         let seq = before & !BEGUN;
-        if seq > SEQ_MAX || number >= SEQ_MAX {
+        if seq > RECORD_SEQ_MAX || number >= RECORD_SEQ_MAX {
             return Read::Damaged;
         }
         if seq != number + 1 {

@@ -12,19 +12,11 @@ use crate::layout::{
     REP_STATE, REPLY_RESET_PENDING, REQ_DOORBELL, REQ_PUBLISHED, REQ_RELEASED, REQ_SLEEPER_CPU, REQ_SLEEPING,
     REQUEST_FLAGS, REQUEST_RESET, ReplyHeader, RequestHeader, ServingState, Status,
 };
-use crate::limits::LATEST_RETRIES_MAX;
+use crate::limits::{ANSWERED_MAX, LATEST_RETRIES_MAX, REQUEST_JUMP_MAX, REQUEST_NUMBER_MAX};
 use crate::mem::Mem;
 use crate::requester::Ring;
 use crate::sleeper::{falls_asleep_here, fell_asleep_here};
 use crate::sync::{AtomicU64, Ordering, fence, full_fence, streaming_store_fence};
-
-/// Largest step that a client's sequence number may make at once; 2^40 requests take 12 days at 1 MHz.
-const REQUEST_JUMP_MAX: u64 = 1 << 40;
-/// Largest request number; 2^62 requests take 146,000 years at 1 MHz.
-const REQUEST_NUMBER_MAX: u64 = 1 << 62;
-/// The number of the last request that a predecessor may have answered: past [`REQUEST_NUMBER_MAX`] a client gets one by one
-/// only, each with a request that was served.
-const ANSWERED_MAX: u64 = 1 << 63;
 
 /// A lie of the peer; it ends the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -4,10 +4,8 @@
 //! access faults. The handler puts an anonymous page where the fault was and marks the mapping as
 //! damaged; its owner looks at the mark after every copy. Faults elsewhere keep their default end.
 
+use crate::limits::SIGBUS_GUARDS_MAX;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-/// Mappings that can be guarded at once: two per session and model, and room for those in transit.
-const GUARDS_MAX: usize = 4096;
 
 struct Entry {
     base: AtomicUsize,
@@ -15,9 +13,9 @@ struct Entry {
     damaged: AtomicBool,
 }
 
-static TABLE: [Entry; GUARDS_MAX] =
+static TABLE: [Entry; SIGBUS_GUARDS_MAX] =
     [const { Entry { base: AtomicUsize::new(0), bytes: AtomicUsize::new(0), damaged: AtomicBool::new(false) } };
-        GUARDS_MAX];
+        SIGBUS_GUARDS_MAX];
 
 /// A guarded mapping; dropping it frees its place in the table.
 #[derive(Debug)]

@@ -60,6 +60,86 @@ fn limits_md_is_what_limits_rs_says() {
     assert_eq!(documented_limits().len(), TABLE.len(), "limits::TABLE has a name that is no constant of limits.rs");
 }
 
+/// A constant in a line of code: its name, type and value.
+fn constant(line: &str) -> Option<(&str, &str, &str)> {
+    let line = line.trim_start();
+    let visible = line.strip_prefix("pub").map_or(line, |rest| rest.split_once(' ').map_or(rest, |(_, rest)| rest));
+    let (name, rest) = visible.strip_prefix("const ")?.split_once(':')?;
+    let (kind, value) = rest.split_once('=')?;
+    Some((name, kind.trim(), value.trim()))
+}
+
+/// Whether a constant bounds a count, a size or a wait, by its name and type, and says so by a number of its own.
+fn is_bound(name: &str, kind: &str, value: &str) -> bool {
+    let ends =
+        ["_MAX", "_MIN", "_MS", "_US", "_NS", "_TIMEOUT", "_PAUSE", "_PER_TURN", "_STACK_BYTES", "_CHARS", "_DEPTH"];
+    let named = ends.iter().any(|end| name.ends_with(end)) || kind.ends_with("Duration");
+    let words = || value.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let derived = words().any(|word| TABLE.iter().any(|limit| limit.name == word)) || value.contains("offset_of!");
+    named && !derived && value.contains(|c: char| c.is_ascii_digit())
+}
+
+#[test]
+fn no_bound_stands_outside_limits_rs() {
+    assert_eq!(constant("pub(super) const A_MAX: u32 = 1 << 3;"), Some(("A_MAX", "u32", "1 << 3;")));
+    assert!(is_bound("A_MAX", "u32", "1 << 3;") && is_bound("SLICE", "Duration", "Duration::from_millis(5);"));
+    assert!(!is_bound("A_NS", "u64", "DRIFT_MS * 1_000;") && !is_bound("ALIGN", "usize", "64;"));
+    // Tools have ways of showing things too: only what they read is bounded there.
+    let crates = ["ipc", "daemon", "worker", "worker-ort", "worker-torch", "client-rs", "tools"];
+    let mut folders: Vec<_> = crates.iter().map(|c| repository().join(c).join("src")).collect();
+    let (mut seen, mut outside) = (0, Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())).flatten() {
+            let path = entry.path();
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("").to_owned();
+            // The walk is a test, with numbers of its own so that the code's are noticed when they change.
+            if name.starts_with("walk") || name.starts_with("tests") || name.ends_with("limits.rs") {
+                continue;
+            } else if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            seen += 1;
+            let source = fs::read_to_string(&path).expect("a source is UTF-8");
+            let shipped = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or("");
+            let is_tool = path.starts_with(repository().join("tools"));
+            let bounds = shipped.lines().filter_map(constant).filter(|(name, kind, value)| {
+                is_bound(name, kind, value) && (!is_tool || name.ends_with("_BYTES_MAX"))
+            });
+            outside.extend(bounds.map(|(name, _, _)| format!("{}: {name}", path.display())));
+        }
+    }
+    assert!(seen > 100, "only {seen} sources");
+    assert!(outside.is_empty(), "these belong into ipc/src/limits.rs: {outside:#?}");
+}
+
+#[test]
+fn the_c_client_repeats_its_limits_as_they_are() {
+    let page = read("client-c/layout.h");
+    let part = page.split("/* Limits of ipc/src/limits.rs").nth(1).and_then(|rest| rest.split("\n\n").next());
+    let number = |text: &str| -> u64 {
+        let plain = text.replace("UINT64_C", "").replace("UINT32_C", "").replace(['(', ')', 'u'], "");
+        let mut parts = plain.split("<<").map(|part| part.trim().parse::<u64>().expect("a number"));
+        parts.next().map(|first| parts.fold(first, |value, by| value << by)).expect("a number")
+    };
+    let lines = part.expect("its limits stand together").lines().filter_map(|line| line.strip_prefix("#define IFD_"));
+    let mut repeated: Vec<(String, u64)> = lines
+        .map(|line| line.split_once(' ').map(|(name, value)| (name.to_owned(), number(value))).expect("a value"))
+        .collect();
+    for line in read("include/inferd.h").lines().filter_map(|line| line.strip_prefix("#define INFERD_")) {
+        let Some((name, value)) = line.split_once(' ').filter(|(name, _)| name.ends_with("_MAX")) else { continue };
+        let value = number(value.split_whitespace().next().expect("a value"));
+        let names =
+            if name == "NAME_BYTES_MAX" { vec!["MODEL_NAME_BYTES_MAX", "TENSOR_NAME_BYTES_MAX"] } else { vec![name] };
+        repeated.extend(names.into_iter().map(|name| (name.to_owned(), value)));
+    }
+    assert!(repeated.len() >= 20, "only {repeated:?}");
+    for (name, value) in repeated {
+        let limit = TABLE.iter().find(|limit| limit.name == name).unwrap_or_else(|| panic!("{name} is no limit"));
+        assert_eq!(limit.value, value, "{name} in C");
+    }
+}
+
 /// Names of functions in the tests of the workspace; `scenarios!` takes them as plain `fn`s too.
 fn test_names() -> BTreeSet<String> {
     let mut names = BTreeSet::new();

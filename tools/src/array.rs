@@ -5,6 +5,7 @@
 //! while reading. Nothing is read that nobody asked for, and no length in a file is believed before
 //! it was compared with [`ARRAY_BYTES_MAX`] and with the bytes that came.
 
+use inferd_client::limits::ARRAY_BYTES_MAX;
 use inferd_client::{DType, TensorSpec, npy};
 use npyz::{DType as NpyDType, Endianness, NpyHeader, Order, TypeChar};
 use std::collections::BTreeSet;
@@ -12,9 +13,6 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use zip::ZipArchive;
-
-/// Largest array that is read from a file, in bytes: hours of recorded steps, yet no exhausted machine.
-pub const ARRAY_BYTES_MAX: u64 = 4 << 30;
 
 /// A tensor, or a tensor per step, in memory.
 #[derive(Debug, Clone, PartialEq)]

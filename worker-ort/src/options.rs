@@ -3,13 +3,11 @@
 //! `providers` is a list in order of preference; options of a provider are handed on as `PROVIDER.KEY`. What is asked for
 //! and cannot be had is refused: a policy that quietly runs on another device is slow, and nobody knows why.
 
+use inferd_ipc::limits::STEP_THREADS_MAX;
 use inferd_ipc::worker_records::{Device, ModelSpec, Precision};
 use inferd_worker::{Fault, ModelError};
 use ort::ep::{ArbitrarilyConfigurableExecutionProvider, CUDA, ExecutionProvider, TensorRT, XNNPACK};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-
-/// Threads of one step at most.
-const THREADS_MAX: usize = 64;
 
 /// An execution provider besides the CPU's, which is always the last resort for single operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +103,8 @@ impl Options {
                 "library" if value.starts_with('/') => options.library = Some(value.clone()),
                 "library" => return Err(bad(spec, key, value, "give the absolute path of libonnxruntime.so")),
                 "threads" => {
-                    let threads = value.parse().ok().filter(|n| (1..=THREADS_MAX).contains(n));
-                    let remedy = format!("give a number from 1 to {THREADS_MAX}");
+                    let threads = value.parse().ok().filter(|n| (1..=STEP_THREADS_MAX).contains(n));
+                    let remedy = format!("give a number from 1 to {STEP_THREADS_MAX}");
                     options.threads = threads.ok_or_else(|| bad(spec, key, value, &remedy))?;
                 }
                 "optimise" => {

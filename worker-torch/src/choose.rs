@@ -7,16 +7,11 @@
 use crate::module::{Form, Module};
 use crate::options::Optimise;
 use half::{bf16, f16};
+use inferd_ipc::limits::{TRIAL_MS, TRIAL_RUNS_FIRST, TRIAL_RUNS_MAX, TRIAL_RUNS_MIN};
 use inferd_ipc::signature::{DType, TensorSpec};
 use inferd_worker::golden::element;
 use std::time::{Duration, Instant};
 
-/// Runs of a form before it is chosen, at most and at least, and the time for them.
-const TRIAL_RUNS: usize = 100;
-const TRIAL_RUNS_MIN: usize = 8;
-/// Runs that compile.
-const TRIAL_RUNS_FIRST: usize = 2;
-const TRIAL: Duration = Duration::from_secs(1);
 /// A form has to be this much faster than the module as loaded, in percent.
 const FASTER_PERCENT: u128 = 3;
 
@@ -144,8 +139,8 @@ impl Trial<'_> {
     fn shortest(&mut self) -> Result<u128, String> {
         let probe = self.probes[self.probes.len() - 1];
         let (start, mut shortest) = (Instant::now(), u128::MAX);
-        for run in 0..TRIAL_RUNS {
-            if run >= TRIAL_RUNS_MIN && start.elapsed() >= TRIAL {
+        for run in 0..TRIAL_RUNS_MAX {
+            if run >= TRIAL_RUNS_MIN && start.elapsed() >= Duration::from_millis(TRIAL_MS) {
                 break;
             }
             self.reset();

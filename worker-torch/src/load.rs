@@ -10,7 +10,7 @@ use crate::library;
 use crate::model::TorchModel;
 use crate::module::{Argument, Change, Module};
 use crate::options::Options;
-use inferd_ipc::limits::TENSORS_MAX;
+use inferd_ipc::limits::{ARCHIVE_DIRECTORY_BYTES, TENSORS_MAX};
 use inferd_ipc::signature::TensorSpec;
 use inferd_ipc::worker_records::{Device, ModelSpec, Precision};
 use inferd_worker::backend::{Backend, HiddenState, Model, check_size};
@@ -23,9 +23,6 @@ const CHANGED: &str = "when it was loaded";
 /// Largest difference of a faster form, absolute and relative: of f32, and where the model computes in halves.
 const TOLERANCE: f64 = 1e-5;
 const TOLERANCE_HALF: f64 = 2e-2;
-
-/// Bytes at the end of a file in which the names of its parts are looked for.
-const DIRECTORY_BYTES: usize = 1 << 20;
 
 /// The backend.
 pub struct Torch;
@@ -123,7 +120,7 @@ fn open(
         return foreign(what, if pickle { EXPORT } else { "check that the file is whole, and that `backend` fits it" });
     }
     // The names of an archive's files stand at its end.
-    let directory = &bytes[bytes.len().saturating_sub(DIRECTORY_BYTES)..];
+    let directory = &bytes[bytes.len().saturating_sub(ARCHIVE_DIRECTORY_BYTES)..];
     let holds = |name: &[u8]| directory.windows(name.len()).any(|w| w == name);
     if !holds(b"PK\x05\x06") {
         return foreign("its archive is cut off", "copy the whole file again");

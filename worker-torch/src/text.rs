@@ -3,8 +3,7 @@
 //! Its messages hold the interpreter's traceback over many lines; the reason stands last. The line keeps the reason, then
 //! the line of code that raised, within a bound.
 
-/// Characters of a message that are for people.
-const CHARS_MAX: usize = 700;
+use inferd_worker::in_short;
 
 /// One line: the reason first, then where.
 #[must_use]
@@ -20,10 +19,7 @@ pub fn reason(message: &str) -> String {
         (true, _) => (*last).to_owned(),
         _ => lines.join(" "),
     };
-    match text.char_indices().nth(CHARS_MAX) {
-        Some((end, _)) => format!("{} ...", &text[..end]),
-        None => text,
-    }
+    in_short(text)
 }
 
 #[cfg(test)]

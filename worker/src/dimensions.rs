@@ -5,11 +5,9 @@
 //! buffers have one size for good. A symbol may be an expression of symbols, as exporters write them.
 
 use crate::{Fault, ModelError};
+use inferd_ipc::limits::DIMENSION_DEPTH_MAX;
 use inferd_ipc::worker_records::ModelSpec;
 use std::collections::BTreeMap;
-
-/// Nested brackets and calls that an expression may have.
-const DEPTH_MAX: u32 = 32;
 
 /// What a file declares of a dimension: a number, a symbol, or nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -263,7 +261,7 @@ impl Parser<'_> {
 
     fn atom(&mut self) -> Option<Ratio> {
         self.depth += 1;
-        if self.depth > DEPTH_MAX {
+        if self.depth > DIMENSION_DEPTH_MAX {
             return None;
         }
         let value = self.atom_within();
@@ -341,6 +339,13 @@ mod tests {
         ] {
             assert_eq!(evaluate(text), Some(value), "{text}");
         }
+    }
+
+    #[test]
+    fn brackets_are_nested_up_to_a_bound() {
+        let nested = |n: u32| format!("{}n{}", "(".repeat(n as usize), ")".repeat(n as usize));
+        assert_eq!(evaluate(&nested(DIMENSION_DEPTH_MAX - 1)), Some(5));
+        assert_eq!(evaluate(&nested(DIMENSION_DEPTH_MAX)), None);
     }
 
     #[test]

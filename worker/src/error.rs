@@ -3,6 +3,8 @@
 //! One type for loading and running. [`Fault`] is for code that has to tell cases apart; people read
 //! the message. Errors never hold a client's bytes.
 
+use inferd_ipc::limits::BACKEND_MESSAGE_CHARS_MAX;
+
 /// What kind of fault a [`ModelError`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
@@ -42,10 +44,32 @@ pub struct ModelError {
     pub remedy: String,
 }
 
+/// What an inference library says, cut to a length that people read.
+#[must_use]
+pub fn in_short(mut message: String) -> String {
+    if let Some((end, _)) = message.char_indices().nth(BACKEND_MESSAGE_CHARS_MAX) {
+        message.truncate(end);
+        message.push_str(" ...");
+    }
+    message
+}
+
 impl ModelError {
     /// An error with all it needs.
     #[must_use]
     pub fn new(fault: Fault, place: impl Into<String>, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         ModelError { fault, place: place.into(), what: what.into(), remedy: remedy.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        assert_eq!(in_short("ä".repeat(BACKEND_MESSAGE_CHARS_MAX)), "ä".repeat(BACKEND_MESSAGE_CHARS_MAX));
+        let long = in_short("ä".repeat(BACKEND_MESSAGE_CHARS_MAX + 1));
+        assert_eq!((long.chars().count(), long.ends_with("ä ...")), (BACKEND_MESSAGE_CHARS_MAX + 4, true));
     }
 }

@@ -15,6 +15,7 @@ use crate::{realtime, sleep::Sleeper};
 use inferd_ipc::baton::Baton;
 use inferd_ipc::failpoint;
 use inferd_ipc::layout::{ServingState, Status};
+use inferd_ipc::limits::RELEASE_LOOK_MS;
 use inferd_ipc::responder::Answer;
 use inferd_ipc::sync::spin_hint;
 use inferd_ipc::sys::now_ns;
@@ -24,8 +25,6 @@ use std::time::Duration;
 
 /// Empty sweeps between two looks at the clock.
 const SWEEPS_PER_CLOCK: u32 = 32;
-/// How long to wait for a predecessor's release before looking at the mailbox again.
-const RELEASE_SLICE: Duration = Duration::from_millis(5);
 
 /// Everything that the executor owns.
 pub struct Executor {
@@ -108,7 +107,8 @@ impl Executor {
             match self.take {
                 Some(predecessor) if granted => {
                     self.apply_scheduling();
-                    let gone = predecessor.is_none_or(|(e, t)| self.baton.wait_released(e, t, RELEASE_SLICE));
+                    let gone = predecessor
+                        .is_none_or(|(e, t)| self.baton.wait_released(e, t, Duration::from_millis(RELEASE_LOOK_MS)));
                     if gone {
                         failpoint!("worker.granted");
                         return;

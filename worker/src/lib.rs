@@ -39,5 +39,5 @@ pub mod testing;
 pub mod turns;
 pub mod warm_up;
 
-pub use error::{Fault, ModelError};
+pub use error::{Fault, ModelError, in_short};
 pub use policy::Policy;

@@ -5,6 +5,7 @@
 
 use crate::backend::DeviceTimes;
 use inferd_ipc::layout::{REPLY_LATE, Status};
+use inferd_ipc::limits::QUEUE_NS_MAX;
 use inferd_ipc::worker_records::{StageStats, WorkerStats};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -85,9 +86,6 @@ pub struct Stats {
     on_device: Histogram,
     from_device: Histogram,
 }
-
-/// Latencies longer than this say that a client's submit time is not a time; they are not recorded.
-const QUEUE_NS_MAX: u64 = 600_000_000_000;
 
 impl Stats {
     /// Records one reply.

@@ -7,12 +7,9 @@
 
 use crate::policy::Policy;
 use crate::{Fault, ModelError};
-use inferd_ipc::limits::{WARM_UP_FLAT_PERCENT, WARM_UP_MS_MAX, WARM_UP_WINDOW_RUNS};
+use inferd_ipc::limits::{WARM_UP_FLAT_PERCENT, WARM_UP_MS_MAX, WARM_UP_RUNS_AGAIN, WARM_UP_WINDOW_RUNS};
 use inferd_ipc::signature::DType;
 use std::time::{Duration, Instant};
-
-/// Runs of [`warm_again`]: what opens a file does so at the first.
-const RUNS_AGAIN: u32 = 3;
 
 /// What a warm-up found out.
 pub(crate) struct WarmUp {
@@ -66,7 +63,7 @@ pub(crate) fn warm_up(policy: &mut Policy, runs_min: u32, proven: bool) -> Resul
 /// Runs the probe that the model answered a few times more. It may refuse it as in [`warm_up`]; whatever else it says
 /// is new.
 pub(crate) fn warm_again(policy: &mut Policy, probe: f32) -> Result<(), ModelError> {
-    for _ in 0..RUNS_AGAIN {
+    for _ in 0..WARM_UP_RUNS_AGAIN {
         fill(policy, probe);
         let _ = policy.check_inputs();
         match policy.run() {

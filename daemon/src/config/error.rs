@@ -3,11 +3,9 @@
 //! Every error says what is wrong, where (file, line, column) and what to do. Reading goes on after an
 //! error, so that one run of `--check-config` shows all of them.
 
+use inferd_ipc::limits::CONFIG_ERRORS_MAX;
 use std::fmt;
 use std::path::{Path, PathBuf};
-
-/// Most errors that are kept: who reads more at once?
-pub(super) const ERRORS_MAX: usize = 100;
 
 /// Where in a file something stands.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,9 +87,9 @@ impl ConfigErrors {
         }
         errors.sort_by(|a, b| a.place.cmp(&b.place));
         errors.dedup();
-        if errors.len() > ERRORS_MAX {
-            let what = format!("{} further errors are not shown", errors.len() - ERRORS_MAX);
-            errors.truncate(ERRORS_MAX);
+        if errors.len() > CONFIG_ERRORS_MAX {
+            let what = format!("{} further errors are not shown", errors.len() - CONFIG_ERRORS_MAX);
+            errors.truncate(CONFIG_ERRORS_MAX);
             errors.push(ConfigError::nowhere(what, "correct these first"));
         }
         Err(ConfigErrors(errors))

@@ -4,8 +4,8 @@
 //! key after the other, notes what does not fit and goes on; [`Section::finish`] refuses the keys that
 //! nobody asked for. Meaning (limits, contradictions) is the affair of `config` and `manifest`.
 
-use super::error::{ConfigError, ERRORS_MAX, Place};
-use inferd_ipc::limits::CONFIG_BYTES_MAX;
+use super::error::{ConfigError, Place};
+use inferd_ipc::limits::{CONFIG_BYTES_MAX, CONFIG_ERRORS_MAX};
 use serde::Deserialize;
 use std::fs::File;
 use std::io::Read;
@@ -93,7 +93,7 @@ impl Document {
         if faults.is_empty() {
             return Some(Section::new(self, String::new(), root.span(), root.into_inner()));
         }
-        for fault in faults.into_iter().take(ERRORS_MAX) {
+        for fault in faults.into_iter().take(CONFIG_ERRORS_MAX) {
             let place = fault.span().map_or_else(|| Place::file(&self.file), |span| self.place(&span));
             let what = format!("not TOML: {}", fault.message().trim_end());
             errors.push(ConfigError::at(place, what, "correct the syntax here (https://toml.io)"));
@@ -250,7 +250,7 @@ impl<'d> Section<'d> {
 
     /// Refuses the keys that nobody asked for.
     pub fn finish(self, errors: &mut Vec<ConfigError>) {
-        for name in self.table.keys().take(ERRORS_MAX) {
+        for name in self.table.keys().take(CONFIG_ERRORS_MAX) {
             let place = self.document.place(&name.span());
             let near = self.known.iter().filter(|k| distance(k, name.get_ref()) <= 2);
             let near = near.min_by_key(|k| distance(k, name.get_ref()));

@@ -2,6 +2,7 @@
 
 use super::Request;
 use inferd_ipc::control::{Command, RpcError, code};
+use inferd_ipc::limits::CONTROL_ID_BYTES_MAX;
 use serde_json::{Map, Value, json};
 
 /// Every command's name, in the order of [`Command`].
@@ -23,9 +24,6 @@ pub const METHODS: [&str; 16] = [
     "log",
     "version",
 ];
-
-/// Longest id in bytes; it is repeated in every answer.
-const ID_BYTES_MAX: usize = 256;
 
 type Refusal = (Value, RpcError);
 
@@ -90,8 +88,8 @@ pub fn parse_line(line: &[u8]) -> Result<Option<Request>, Refusal> {
 fn take_id(request: &mut Map<String, Value>) -> Result<Value, Refusal> {
     let null = Value::Null;
     match request.remove("id") {
-        Some(Value::String(id)) if id.len() > ID_BYTES_MAX => {
-            refuse(&null, code::INVALID_REQUEST, format!("`id` is longer than {ID_BYTES_MAX} bytes"))
+        Some(Value::String(id)) if id.len() > CONTROL_ID_BYTES_MAX => {
+            refuse(&null, code::INVALID_REQUEST, format!("`id` is longer than {CONTROL_ID_BYTES_MAX} bytes"))
         }
         Some(id @ (Value::String(_) | Value::Number(_))) => Ok(id),
         None => refuse(&null, code::INVALID_REQUEST, "`id` is missing: every command here has an answer"),

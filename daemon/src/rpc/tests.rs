@@ -107,6 +107,16 @@ fn every_mistake_has_its_code_and_names_what_to_change() {
 }
 
 #[test]
+fn an_id_that_every_answer_would_repeat_has_a_bound() {
+    use inferd_ipc::limits::CONTROL_ID_BYTES_MAX;
+    let line = |n: usize| format!(r#"{{"jsonrpc":"2.0","id":"{}","method":"status"}}"#, "x".repeat(n));
+    assert!(parse(&line(CONTROL_ID_BYTES_MAX)).is_ok());
+    let (id, code, message) = refusal(&line(CONTROL_ID_BYTES_MAX + 1));
+    assert_eq!((id, code), (Value::Null, code::INVALID_REQUEST));
+    assert!(message.contains(&CONTROL_ID_BYTES_MAX.to_string()), "{message}");
+}
+
+#[test]
 fn a_conversation_in_pieces_is_answered_line_by_line() {
     let mut c = Connection::new();
     let text = b"rubbish\n\n{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"drain\"}\r\n{\"jsonrpc\":\"2.0\"";

@@ -1,6 +1,7 @@
 //! Copies an open file into a sealed memfd and hashes it on the way.
 
 use super::StageError;
+use inferd_ipc::limits::COPY_CHUNK_BYTES;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -11,8 +12,6 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bytes read, hashed and written at a time; large enough for disks, small enough for the cache.
-const CHUNK_BYTES: usize = 256 << 10;
 /// `MFD_NOEXEC_SEAL` (kernel 6.3), which nix does not name.
 const MFD_NOEXEC_SEAL: u32 = 8;
 
@@ -61,7 +60,7 @@ pub(super) fn text(name: &str, text: &str) -> Result<OwnedFd, StageError> {
 pub(super) fn hash(from: &mut File) -> Result<String, StageError> {
     let stat = |from: &File| fstat(from).map_err(|errno| StageError::System { doing: "fstat", errno });
     let before = stat(from)?;
-    let (mut chunk, mut hash) = (vec![0; CHUNK_BYTES], Sha256::new());
+    let (mut chunk, mut hash) = (vec![0; COPY_CHUNK_BYTES], Sha256::new());
     loop {
         match from.read(&mut chunk) {
             Ok(0) => break,
@@ -94,7 +93,7 @@ fn errno_of(e: &std::io::Error) -> Errno {
 
 /// Copies at most `bytes`, and one byte more to see growth.
 fn copy(from: &mut File, to: &mut File, bytes: u64, cancelled: &AtomicBool) -> Result<(String, u64), StageError> {
-    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut chunk = vec![0; COPY_CHUNK_BYTES];
     let mut hash = Sha256::new();
     let mut copied = 0;
     loop {

@@ -5,6 +5,7 @@
 
 use super::{Blob, ToKeep};
 use inferd_ipc::failpoint;
+use inferd_ipc::limits::COPY_CHUNK_BYTES;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -12,8 +13,6 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Bytes copied at a time.
-const CHUNK_BYTES: usize = 256 << 10;
 /// Ends the name of a file that is being written.
 const PARTIAL: &str = ".partial";
 
@@ -39,7 +38,7 @@ fn is_there(path: &Path, blob: &Blob) -> bool {
     if file.metadata().map_or(true, |meta| meta.len() != blob.bytes) {
         return false;
     }
-    let (mut hash, mut chunk) = (Sha256::new(), vec![0; CHUNK_BYTES]);
+    let (mut hash, mut chunk) = (Sha256::new(), vec![0; COPY_CHUNK_BYTES]);
     loop {
         match file.read(&mut chunk) {
             Ok(0) => return hex(hash) == blob.sha256,
@@ -75,7 +74,7 @@ pub fn keep(dir: &Path, file: ToKeep) -> Result<(), String> {
 fn copy(from: &File, bytes: u64, to: &Path) -> io::Result<()> {
     let mut to = File::options().create(true).truncate(true).write(true).mode(0o400).open(to)?;
     failpoint!("daemon.store.opened", Err(io::ErrorKind::StorageFull.into()));
-    let (mut chunk, mut at) = (vec![0; CHUNK_BYTES], 0);
+    let (mut chunk, mut at) = (vec![0; COPY_CHUNK_BYTES], 0);
     while at < bytes {
         let got = from.read_at(&mut chunk, at)?;
         if got == 0 {

@@ -18,7 +18,10 @@ use inferd_ipc::attach::{
 use inferd_ipc::failpoint;
 use inferd_ipc::fdpass::{self, Peer, Received};
 use inferd_ipc::layout::{Backing, Geometry, Queue, ServingState};
-use inferd_ipc::limits::{ATTACH_GRACE_MS, CLOCK_SKEW_MS_MAX, SESSIONS_PER_MODEL_MAX};
+use inferd_ipc::limits::{
+    ACCEPT_PAUSE_MS, ATTACH_ACCEPTS_PER_TURN, ATTACH_GRACE_MS, CLOCK_SKEW_MS_MAX, LINGERING_LOOK_MS,
+    LINGERING_LOOK_MS_MAX, SESSIONS_PER_MODEL_MAX,
+};
 use inferd_ipc::region::{self, Access, NewRegion, RegionKind};
 use inferd_ipc::signature::Signature;
 use inferd_ipc::sys::look_at_message;
@@ -32,14 +35,6 @@ use zerocopy::IntoBytes;
 
 /// The uid that the kernel shows for users who are not mapped into this user namespace.
 const UNMAPPED_UID: u32 = 65_534;
-/// Connections accepted per turn of the loop.
-const ACCEPTS_PER_TURN: usize = 32;
-/// Accepting stops for this time when descriptors have run out.
-const ACCEPT_PAUSE_MS: u64 = 100;
-/// Interval at which the regions of ended sessions are looked at, first.
-const LINGERING_MS: u64 = 20;
-/// Longest interval at which the regions of ended sessions are looked at.
-const LINGERING_MS_MAX: u64 = 500;
 /// Mappings are whole pages.
 const PAGE_BYTES: u64 = 4096;
 
@@ -76,7 +71,7 @@ type Refusal = (AttachStatus, String);
 impl Supervisor {
     /// The attach socket has connections.
     pub(super) fn on_attach_listener(&mut self) {
-        for _ in 0..ACCEPTS_PER_TURN {
+        for _ in 0..ATTACH_ACCEPTS_PER_TURN {
             match self.sockets.attach.accept() {
                 Ok((socket, _)) => self.connected(socket),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -428,7 +423,7 @@ impl Supervisor {
             Ok(request) => {
                 let (reply, reply_bytes) = (parts.reply, parts.geometry.reply_bytes);
                 if !std::mem::replace(&mut self.lingering_armed, true) {
-                    self.poller.after_ms(LINGERING_MS, Timer::Lingering);
+                    self.poller.after_ms(LINGERING_LOOK_MS, Timer::Lingering);
                 }
                 failpoint!("daemon.reaped");
                 self.lingering.push(Lingering { session: number, request, reply, reply_bytes, since: Instant::now() });
@@ -443,7 +438,8 @@ impl Supervisor {
         let youngest = self.look_at_lingering();
         self.lingering_armed = !self.lingering.is_empty();
         if self.lingering_armed {
-            let wait = youngest.clamp(Duration::from_millis(LINGERING_MS), Duration::from_millis(LINGERING_MS_MAX));
+            let wait =
+                youngest.clamp(Duration::from_millis(LINGERING_LOOK_MS), Duration::from_millis(LINGERING_LOOK_MS_MAX));
             self.poller.after(wait, Timer::Lingering);
         }
     }

@@ -7,6 +7,7 @@
 //! Kernels from 6.16 on refuse such messages (`SO_PASSRIGHTS`), but for those sent before a passed socket was ours.
 
 use super::poller::{Poller, Token};
+use inferd_ipc::limits::{CLOSERS_MAX, HELPER_STACK_BYTES};
 use inferd_ipc::sys::look_at_message;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -14,12 +15,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-
-/// Stack of a thread that closes one socket.
-const CLOSER_STACK_BYTES: usize = 64 << 10;
-
-/// Threads that close at once; further sockets wait, and accepting pauses when they have used up the descriptors.
-const CLOSERS_MAX: usize = 256;
 
 /// What a connection whose close is under way is charged to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,7 +87,7 @@ impl Closing {
             // A place from which it can be taken back when there is no thread.
             let place = Arc::new(Mutex::new(Some(socket)));
             let theirs = Arc::clone(&place);
-            let closer = thread::Builder::new().name("closer".to_owned()).stack_size(CLOSER_STACK_BYTES);
+            let closer = thread::Builder::new().name("closer".to_owned()).stack_size(HELPER_STACK_BYTES);
             let started = closer.spawn(move || {
                 drop(take(&theirs));
                 let _ = tell.send(charged);

@@ -17,15 +17,11 @@ use inferd_ipc::control::{
 };
 use inferd_ipc::layout::{ABI_MAJOR, ABI_MINOR};
 use inferd_ipc::limits;
+use inferd_ipc::limits::{VALIDATIONS_MAX, WORKER_STATS_MS};
 use inferd_ipc::worker_records::{ToWorker, WorkerStats};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Workers must send their counters within this time.
-const STATS_MS: u64 = 1_000;
-/// Validations at a time: each is a process with a model in memory.
-const VALIDATIONS_MAX: usize = 4;
 
 /// Somebody waits for workers' counters.
 pub(super) struct StatsQuery {
@@ -244,7 +240,7 @@ impl Supervisor {
         if workers.is_empty() {
             self.finish_stats(query);
         } else {
-            self.poller.after_ms(STATS_MS, Timer::Stats(query));
+            self.poller.after_ms(WORKER_STATS_MS, Timer::Stats(query));
         }
     }
 

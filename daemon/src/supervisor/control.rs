@@ -11,7 +11,7 @@ use super::sockets::refuse_descriptors;
 use crate::rpc::{Connection, Fate};
 use inferd_ipc::control::{Progress, RpcError, code};
 use inferd_ipc::fdpass::{self, Peer};
-use inferd_ipc::limits::CONTROL_CONNECTIONS_MAX;
+use inferd_ipc::limits::{CONTROL_ACCEPTS_PER_TURN, CONTROL_CONNECTIONS_MAX, CONTROL_READ_BYTES_PER_TURN};
 use inferd_ipc::sys::look_at_message;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::Serialize;
@@ -20,11 +20,6 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-
-/// Connections accepted per turn of the loop.
-const ACCEPTS_PER_TURN: usize = 16;
-/// Bytes read from a connection per turn of the loop.
-const READ_BYTES: usize = 16 << 10;
 
 /// An operator's connection.
 pub(super) struct Control {
@@ -58,7 +53,7 @@ fn write(socket: &mut UnixStream, bytes: &[u8], descriptor: Option<&OwnedFd>) ->
 impl Supervisor {
     /// The control socket has connections.
     pub(super) fn on_control_listener(&mut self) {
-        for _ in 0..ACCEPTS_PER_TURN {
+        for _ in 0..CONTROL_ACCEPTS_PER_TURN {
             match self.sockets.control.accept() {
                 Ok((socket, _)) => self.operator_connected(socket),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -116,7 +111,7 @@ impl Supervisor {
     /// Reads once. Says whether there may be more.
     fn read_control(&mut self, id: u64) -> bool {
         let Some(control) = self.controls.get_mut(&id).filter(|control| control.rpc.wants_read()) else { return false };
-        let mut buffer = [0; READ_BYTES];
+        let mut buffer = [0; CONTROL_READ_BYTES_PER_TURN];
         let room = match look_at_message(control.socket.as_fd(), &mut buffer) {
             // Nothing that this socket carries comes with descriptors.
             Ok((_, true)) => {

@@ -18,16 +18,13 @@ use crate::store::{Blob, Entry};
 use inferd_ipc::baton;
 use inferd_ipc::control::{ReloadAnswer, SessionGap, ValidateAnswer, Verdict, code};
 use inferd_ipc::failpoint;
-use inferd_ipc::limits::{MODEL_FILES_MAX, MODELS_MAX, REGION_BYTES_MAX};
+use inferd_ipc::limits::{MODEL_FILES_MAX, MODELS_MAX, STATE_BYTES_MAX};
 use inferd_ipc::worker_records::{Loaded, Loading, ToWorker};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
-
-/// Most bytes of one half of a state region.
-const STATE_BYTES_MAX: u64 = REGION_BYTES_MAX / 4;
 
 /// What a swap has shown.
 #[derive(Debug)]

@@ -5,14 +5,12 @@
 //! twice. Timers fire through the timeout of `epoll_wait`; they are never cancelled: who receives one
 //! checks whether it still means anything. Without a timer and without events nobody wakes.
 
+use inferd_ipc::limits::EVENTS_PER_WAIT;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
-
-/// Events taken from the kernel at a time.
-const EVENTS_PER_WAIT: usize = 64;
 
 /// What a registered descriptor belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@
 //! how a worker ended and leaves it as it is (`WNOWAIT`), and this thread waits for it: a little later, when those threads have
 //! had their turn, and as nice as can be. What has not been waited for holds no more than its process id.
 
+use inferd_ipc::limits::{HELPER_STACK_BYTES, REAP_DELAY_MS};
 use inferd_ipc::sys;
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -19,11 +20,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Stack of the thread.
-const REAPER_STACK_BYTES: usize = 64 << 10;
-/// How long a worker is left as it is. Longer than its threads need on a CPU that is idle now and then; and not much longer, for
-/// what is not reaped counts.
-const LEFT_ALONE: Duration = Duration::from_millis(250);
 /// As nice as can be. Idle priority would fall behind where loaders take what is idle.
 const NICE: i32 = 19;
 /// What a status says of a process that left a core image.
@@ -45,7 +41,7 @@ impl Reaper {
         let (ended, waiting) = channel();
         let left = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&left);
-        thread::Builder::new().name("reaper".to_owned()).stack_size(REAPER_STACK_BYTES).spawn(move || {
+        thread::Builder::new().name("reaper".to_owned()).stack_size(HELPER_STACK_BYTES).spawn(move || {
             // Where even this is forbidden, it goes on at the priority it has.
             let _ = sys::set_nice(NICE);
             reap(&waiting, &count);
@@ -57,7 +53,7 @@ impl Reaper {
     pub fn reap(&self, child: Child) {
         self.left.fetch_add(1, Ordering::Relaxed);
         // The thread ends after this only.
-        let _ = self.ended.send((child, Instant::now() + LEFT_ALONE));
+        let _ = self.ended.send((child, Instant::now() + Duration::from_millis(REAP_DELAY_MS)));
     }
 
     /// How many have not been waited for.

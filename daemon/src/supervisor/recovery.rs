@@ -13,16 +13,13 @@ use inferd_ipc::baton::Running;
 use inferd_ipc::failpoint;
 use inferd_ipc::fdpass;
 use inferd_ipc::layout::{REPLY_STATE_LOST, ServingState, Status};
-use inferd_ipc::limits::RECOVERY_SWEEP_MS;
+use inferd_ipc::limits::{QUARANTINE_SWEEP_MS, RECOVERY_SWEEP_MS};
 use inferd_ipc::region::{Access, map};
 use inferd_ipc::requester::Ring;
 use inferd_ipc::responder::{Answer, Responder};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-
-/// Interval of the sweeps of a quarantined model: its clients have been told by the state word.
-const QUARANTINE_SWEEP_MS: u64 = 1_000;
 
 /// A model's sessions while the supervisor answers them.
 #[derive(Default)]

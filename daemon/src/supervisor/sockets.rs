@@ -6,6 +6,7 @@
 
 use crate::config::{ConfigError, SocketConfig};
 use crate::paths::{RuntimePaths, create_runtime_dir};
+use inferd_ipc::limits::SOCKET_BACKLOG;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, OFlag, fcntl};
 use nix::libc;
@@ -20,9 +21,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-
-/// Connections that wait to be accepted; the kernel refuses further ones.
-const BACKLOG: i32 = 128;
 
 /// Why the daemon cannot listen. The operator acts.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +132,7 @@ impl Sockets {
         let listener = |kind| -> nix::Result<UnixListener> {
             let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
             bind(fd.as_raw_fd(), &UnixAddr::new_unnamed())?;
-            listen(&fd, Backlog::new(BACKLOG)?)?;
+            listen(&fd, Backlog::new(SOCKET_BACKLOG)?)?;
             Ok(UnixListener::from(fd))
         };
         Ok(Sockets {
@@ -278,7 +276,7 @@ fn bind_at(path: &Path, kind: SockType, access: &SocketConfig) -> Result<OwnedFd
     umask(before);
     bound.map_err(failed)?;
     give_access(path, access)?;
-    let backlog = Backlog::new(BACKLOG).map_err(failed)?;
+    let backlog = Backlog::new(SOCKET_BACKLOG).map_err(failed)?;
     listen(&fd, backlog).map_err(failed)?;
     Ok(fd)
 }

@@ -7,14 +7,9 @@
 use super::models::Model;
 use super::{Phase, Supervisor};
 use inferd_ipc::control::StatsAnswer;
+use inferd_ipc::limits::{START_EXTENSION_MS, STATUS_MODELS_MAX};
 use inferd_ipc::worker_records::StageStats;
 use std::time::Duration;
-
-/// Models that one line names; the rest is counted.
-const NAMED_MAX: usize = 8;
-/// What a start or a drain may still take when the watchdog is told; told again long before it has passed. Loads are
-/// bounded by `load_ms` and drains by `drain_ms`, which the unit's own timeouts cannot know.
-const EXTENSION: Duration = Duration::from_secs(60);
 
 impl Supervisor {
     /// The watchdog is due: so is the status.
@@ -24,7 +19,7 @@ impl Supervisor {
         self.poller.after(interval, super::Timer::Watchdog);
         match self.phase {
             Phase::Starting => {
-                self.notify.extend_timeout(EXTENSION.max(2 * interval));
+                self.notify.extend_timeout(Duration::from_millis(START_EXTENSION_MS).max(2 * interval));
                 self.show_status(&StatsAnswer::new());
             }
             Phase::Ready if self.sessions.count() > 0 => self.begin_status_stats(),
@@ -48,7 +43,7 @@ impl Supervisor {
         let live = models.iter().filter(|(_, model)| model.live_worker().is_some()).count();
         let sessions = self.sessions.count();
         let mut line = format!("{live} of {} models live, {sessions} {}", models.len(), plural(sessions, "session"));
-        for (at, (id, model)) in models.iter().take(NAMED_MAX).enumerate() {
+        for (at, (id, model)) in models.iter().take(STATUS_MODELS_MAX).enumerate() {
             let ready = self.sessions.ready_of(*id).count();
             line += if at == 0 { ": " } else { "; " };
             line += &of_model(&model.name, model.state.name(), model.generation(), ready);
@@ -56,8 +51,8 @@ impl Supervisor {
                 line += &format!(", p99 {} queued + {} run", p99(&found.queue), p99(&found.model));
             }
         }
-        if models.len() > NAMED_MAX {
-            line += &format!("; and {} more", models.len() - NAMED_MAX);
+        if models.len() > STATUS_MODELS_MAX {
+            line += &format!("; and {} more", models.len() - STATUS_MODELS_MAX);
         }
         line
     }

@@ -13,15 +13,12 @@ use super::{Phase, Supervisor, Timer, clock_ns};
 use crate::config::KeepPrevious;
 use crate::manifest::OnReload;
 use inferd_ipc::failpoint;
-use inferd_ipc::limits::SWAP_MS;
+use inferd_ipc::limits::{RESUME_LOOK_MS, SWAP_MS};
 use inferd_ipc::state::{self, Condition};
 use inferd_ipc::worker_records::ToWorker;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Instant;
-
-/// How often a release is looked for before an old worker is granted the baton again.
-const RESUME_MS: u64 = 1;
 
 /// A swap under way.
 pub(super) struct Swap {
@@ -393,7 +390,7 @@ impl Supervisor {
                     granted_ns: 0,
                 });
                 let wait_ms = model.config.max_run_ms.saturating_add(SWAP_MS);
-                self.poller.after_ms(RESUME_MS, Timer::Resume(id));
+                self.poller.after_ms(RESUME_LOOK_MS, Timer::Resume(id));
                 self.poller.after_ms(wait_ms, Timer::Swap { model: id, to: from });
             }
             (None, Some(_)) => {
@@ -425,7 +422,7 @@ impl Supervisor {
         if model.baton.released(worker.entry) == worker.ticket {
             self.grant(id, false);
         } else {
-            self.poller.after_ms(RESUME_MS, Timer::Resume(id));
+            self.poller.after_ms(RESUME_LOOK_MS, Timer::Resume(id));
         }
     }
 

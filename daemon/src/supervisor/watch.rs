@@ -5,20 +5,16 @@
 //! sessions. What follows a kill is decided when the pidfd reports the exit.
 
 use super::{Supervisor, Timer, clock_ns};
+use inferd_ipc::limits::{WATCH_BUSY_MS, WATCH_IDLE_MS};
 use std::fs;
 use std::time::{Duration, Instant};
-
-/// Interval of looks at an idle worker: nobody wakes more often for it.
-const IDLE_MS: u64 = 1_000;
-/// Shortest interval of looks at a busy worker.
-const BUSY_MS: u64 = 10;
 
 impl Supervisor {
     /// Begins to look, if there is something to look at and nobody looks yet.
     pub(super) fn arm_watch(&mut self) {
         if !self.watch_armed && self.models.keys().any(|id| self.is_watched(*id)) {
             self.watch_armed = true;
-            self.poller.after_ms(IDLE_MS.min(self.shortest_run_ms()), Timer::Watch);
+            self.poller.after_ms(WATCH_IDLE_MS.min(self.shortest_run_ms()), Timer::Watch);
         }
     }
 
@@ -28,7 +24,7 @@ impl Supervisor {
     }
 
     fn shortest_run_ms(&self) -> u64 {
-        self.models.values().map(|model| model.config.max_run_ms).min().unwrap_or(IDLE_MS).max(BUSY_MS)
+        self.models.values().map(|model| model.config.max_run_ms).min().unwrap_or(WATCH_IDLE_MS).max(WATCH_BUSY_MS)
     }
 
     /// Looks at every worker that has sessions.
@@ -44,9 +40,9 @@ impl Supervisor {
 
     /// Looks at one model's live worker; returns when to look again, in milliseconds.
     fn look_at(&mut self, id: u64) -> u64 {
-        let Some(model) = self.models.get_mut(&id) else { return IDLE_MS };
-        let Some(worker_id) = model.live_worker() else { return IDLE_MS };
-        let Some(worker) = self.workers.get_mut(&worker_id) else { return IDLE_MS };
+        let Some(model) = self.models.get_mut(&id) else { return WATCH_IDLE_MS };
+        let Some(worker_id) = model.live_worker() else { return WATCH_IDLE_MS };
+        let Some(worker) = self.workers.get_mut(&worker_id) else { return WATCH_IDLE_MS };
         let max_run_ms = model.config.max_run_ms;
         let steps = model.baton.steps(worker.entry);
         let busy = std::mem::replace(&mut model.steps_seen, steps) != steps;
@@ -57,16 +53,16 @@ impl Supervisor {
             if since.elapsed() >= Duration::from_millis(max_run_ms) {
                 self.kill_worker(worker_id, &format!("it was stopped for more than max_run_ms = {max_run_ms} ms"));
             }
-            return max_run_ms.clamp(BUSY_MS, IDLE_MS);
+            return max_run_ms.clamp(WATCH_BUSY_MS, WATCH_IDLE_MS);
         } else {
             worker.stopped_since = None;
         }
         let Some(running) = model.baton.running(worker.entry) else {
-            return if busy { max_run_ms.clamp(BUSY_MS, IDLE_MS) } else { IDLE_MS };
+            return if busy { max_run_ms.clamp(WATCH_BUSY_MS, WATCH_IDLE_MS) } else { WATCH_IDLE_MS };
         };
         let run_ms = clock_ns().saturating_sub(running.since_ns) / 1_000_000;
         if run_ms < max_run_ms {
-            return (max_run_ms - run_ms).clamp(1, IDLE_MS);
+            return (max_run_ms - run_ms).clamp(1, WATCH_IDLE_MS);
         }
         // The words are three; the same answer twice, after a pause for none, is one run.
         if model.baton.running(worker.entry) == Some(running) {
@@ -76,7 +72,7 @@ impl Supervisor {
             );
             self.kill_worker(worker_id, &why);
         }
-        BUSY_MS
+        WATCH_BUSY_MS
     }
 }
 

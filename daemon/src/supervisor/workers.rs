@@ -9,7 +9,10 @@ use super::models::{Generation, Stage};
 use super::poller::{Poller, Token};
 use super::process::{Launched, Process};
 use super::{Supervisor, Timer};
-use inferd_ipc::limits::{WORKER_EXIT_MS, WORKER_RECORD_BYTES_MAX, WORKERS_UNREAPED_MAX};
+use inferd_ipc::limits::{
+    WORKER_EXIT_MS, WORKER_HANG_UP_MS, WORKER_RECORD_BYTES_MAX, WORKER_RECORDS_PER_TURN, WORKER_RECORDS_WAITING_MAX,
+    WORKERS_UNREAPED_MAX,
+};
 use inferd_ipc::worker_records::{FromWorker, Loaded, ToWorker, WorkerRecordError, decode, encode};
 use inferd_ipc::{failpoint, fdpass};
 use std::collections::VecDeque;
@@ -19,13 +22,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Instant;
-
-/// Records that may wait for a worker that does not read: every session of a model added and removed, and more.
-const RECORDS_WAITING_MAX: usize = 1024;
-/// Records taken from one worker per turn of the loop.
-const RECORDS_PER_TURN: usize = 32;
-/// A worker that closed its socket must be gone within this time.
-const HANG_UP_MS: u64 = 200;
 
 /// What a worker was started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +112,7 @@ impl Worker {
             return Ok(());
         }
         self.waiting.push_back((bytes, fds.to_vec()));
-        if self.waiting.len() > RECORDS_WAITING_MAX {
+        if self.waiting.len() > WORKER_RECORDS_WAITING_MAX {
             self.kill("it did not read its records");
         }
         poller.interest(&self.socket, Token::Worker(id), true, true);
@@ -265,7 +261,7 @@ impl Supervisor {
         if write && let Some(worker) = self.workers.get_mut(&id) {
             worker.flush(&self.poller, id);
         }
-        for _ in 0..RECORDS_PER_TURN {
+        for _ in 0..WORKER_RECORDS_PER_TURN {
             if !self.take_record(id) {
                 return;
             }
@@ -287,7 +283,7 @@ impl Supervisor {
                 // It hung up, so it is exiting: its pidfd says how. If not, it is of no use without its socket.
                 worker.ended = true;
                 self.poller.remove(&worker.socket);
-                self.poller.after_ms(HANG_UP_MS, Timer::Exit(id));
+                self.poller.after_ms(WORKER_HANG_UP_MS, Timer::Exit(id));
                 return false;
             }
         };

@@ -3,11 +3,9 @@
 //! The archive is a zip with the module's code as text. Dtypes and shapes are not in it: TorchScript checks them as it runs.
 
 use super::{Declared, Signature};
+use inferd_client::limits::ARCHIVE_MEMBER_BYTES_MAX;
 use std::io::{Cursor, Read};
 use zip::ZipArchive;
-
-/// A pickle or a code file longer than this is no policy's.
-const MEMBER_BYTES_MAX: u64 = 16 << 20;
 
 /// What a TorchScript file declares.
 ///
@@ -29,7 +27,7 @@ pub fn read(bytes: Vec<u8>) -> Result<Signature, String> {
 fn member(archive: &mut ZipArchive<Cursor<Vec<u8>>>, name: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let file = archive.by_name(name).map_err(|e| format!("{name}: {e}"))?;
-    file.take(MEMBER_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| format!("{name}: {e}"))?;
+    file.take(ARCHIVE_MEMBER_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| format!("{name}: {e}"))?;
     Ok(bytes)
 }
 

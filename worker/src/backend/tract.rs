@@ -11,7 +11,7 @@ use crate::aligned::AlignedBytes;
 use crate::contain::contain;
 use crate::files::FileSource;
 use crate::warm_up::fill_bytes;
-use crate::{Fault, ModelError};
+use crate::{Fault, ModelError, in_short};
 use half::bf16;
 use inferd_ipc::signature::{DType, TensorSpec};
 use inferd_ipc::worker_records::ModelSpec;
@@ -28,8 +28,6 @@ mod file;
 
 /// The release of tract that this was built with; a test compares it with the lock file.
 const VERSION: &str = "0.23.9";
-/// tract's messages print whole graphs; this much of them, in characters, is for people.
-const MESSAGE_CHARS_MAX: usize = 700;
 
 /// The backend.
 pub struct Tract;
@@ -103,12 +101,7 @@ fn not_onnx(spec: &ModelSpec, what: String) -> ModelError {
 }
 
 fn text(error: &TractError) -> String {
-    let mut text = format!("{error:#}");
-    if let Some((at, _)) = text.char_indices().nth(MESSAGE_CHARS_MAX) {
-        text.truncate(at);
-        text.push_str(" ...");
-    }
-    text
+    in_short(format!("{error:#}"))
 }
 
 fn unsupported(spec: &ModelSpec, what: String) -> ModelError {
