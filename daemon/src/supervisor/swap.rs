@@ -124,13 +124,15 @@ impl Supervisor {
         let same = before.is_none_or(|live| Rc::ptr_eq(&live.generation, &target.generation));
         let reset = target.generation.source.manifest.on_reload == OnReload::Reset && !same;
         let condition = if reset { Condition::Reset } else { Condition::Lost };
-        let mut states = BTreeMap::new();
-        for (number, session) in self.sessions.ready_of(id) {
-            let fits = session.parts.state.as_ref().is_some_and(|state| state.layout == target.loaded.state_layout);
-            if reset || !fits {
-                states.insert(number, make_state(target, condition)?);
-            }
+        let fits = |state: &State| state.layout == target.loaded.state_layout;
+        let all = self.sessions.ready_of(id);
+        let without = all.filter(|(_, session)| reset || !session.parts.state.as_ref().is_some_and(fits));
+        let without: Vec<u64> = without.map(|(number, _)| number).collect();
+        if !without.is_empty() {
+            self.room.for_bytes(without.len() as u64 * state::region_bytes(target.loaded.state_bytes))?;
         }
+        let made = without.into_iter().map(|number| Ok((number, make_state(target, condition)?)));
+        let states = made.collect::<Result<BTreeMap<_, _>, String>>()?;
         let name = match before {
             None => "none",
             Some(_) if reset || !states.is_empty() => "reset",
@@ -151,6 +153,7 @@ impl Supervisor {
         if let Some(state) = session.parts.state.as_ref().filter(|state| state.layout == loaded.state_layout) {
             return Ok(Some(state.clone()));
         }
+        self.room.for_bytes(state::region_bytes(loaded.state_bytes))?;
         let target = Held { generation: Rc::clone(&found.generation), loaded, worker, record: None };
         make_state(&target, Condition::Fresh).map(Some)
     }
