@@ -60,6 +60,15 @@ pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// How times in microseconds are spread, for a line that begins with `FIGURE`.
+#[must_use]
+pub fn spread(times_us: &mut [u64]) -> String {
+    times_us.sort_unstable();
+    let Some(most) = times_us.len().checked_sub(1) else { return "(none)".to_owned() };
+    let at = |percent: usize| times_us[most * percent / 100] as f64 / 1e3;
+    format!("p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms of {}", at(50), at(99), at(100), times_us.len())
+}
+
 /// CLOCK_MONOTONIC in nanoseconds, as it stands in the headers.
 #[must_use]
 pub fn now_ns() -> u64 {

@@ -2,10 +2,12 @@
 //!
 //! A scenario that repeats stops at its count or when its time is over, prints how far it came, and fails
 //! below its floor: numbers of `tests/budget.toml`. `INFERD_CAMPAIGN` makes it a campaign: the long count, `CAMPAIGN_S` seconds at most per scenario, a line
-//! of progress now and then, and a file in `INFERD_CAMPAIGN_DIR` from which the next run goes on. `INFERD_SEED` repeats a run.
+//! of progress now and then, and a file in `INFERD_CAMPAIGN_DIR` from which the next run goes on; once its count is reached, the next
+//! run begins again with another seed. `INFERD_SEED` repeats a run.
 
 use crate::answer::mix;
 use crate::budget::Budget;
+use crate::case::Case;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
@@ -73,6 +75,11 @@ fn floor_in(seconds: u64, budget: &Budget) -> u32 {
     u32::try_from(owed).unwrap_or(budget.floor)
 }
 
+/// Rounds and seed with which a run begins: where the last one stopped, unless that was at the end.
+fn begin_at(held: Option<(u32, u64)>, campaign: u32, fresh_seed: u64) -> (u32, u64) {
+    held.filter(|(done, _)| *done < campaign).unwrap_or((0, fresh_seed))
+}
+
 impl Rounds {
     /// The rounds that `tests/budget.toml` gives the scenario of this name.
     ///
@@ -80,12 +87,25 @@ impl Rounds {
     /// When it gives none.
     #[must_use]
     pub fn of(name: &str) -> Rounds {
-        let budget = Budget::of(name);
+        Rounds::with(name, name)
+    }
+
+    /// The same for one client and backing: a campaign of each has a count of its own.
+    ///
+    /// # Panics
+    /// As [`Rounds::of`].
+    #[must_use]
+    pub fn of_case(name: &str, case: &Case) -> Rounds {
+        Rounds::with(name, &format!("{name} {:?} {:?}", case.client, case.backing))
+    }
+
+    fn with(budget: &str, name: &str) -> Rounds {
+        let budget = Budget::of(budget);
         let long = is_campaign();
         let budget_s = if long { number("CAMPAIGN_S").unwrap_or(CAMPAIGN_S) } else { budget.budget_s };
         let fresh = number("INFERD_SEED").unwrap_or_else(|| mix(crate::now_ns()) >> 32);
         let (campaign_file, held) = if long { Some(Campaign::of(name)).unzip() } else { (None, None) };
-        let (before, seed) = held.flatten().unwrap_or((0, fresh));
+        let (before, seed) = begin_at(held.flatten(), budget.campaign, fresh);
         println!("{name}: rounds from {before}, INFERD_SEED={seed}");
         Rounds {
             name: name.to_owned(),
@@ -120,6 +140,18 @@ impl Rounds {
     #[must_use]
     pub fn done(&self) -> u32 {
         self.done
+    }
+
+    /// Whether the round under way is the first of this run, which may go on where an earlier one stopped.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.in_this_run() == 1
+    }
+
+    /// Rounds of this run, the one under way included.
+    #[must_use]
+    pub fn in_this_run(&self) -> u32 {
+        self.done - self.before
     }
 
     /// A number for this round: the same in every run with the same `INFERD_SEED`.
@@ -186,6 +218,13 @@ mod tests {
     }
 
     #[test]
+    fn a_campaign_that_is_over_begins_again_with_another_seed() {
+        assert_eq!(begin_at(None, 10, 7), (0, 7));
+        assert_eq!(begin_at(Some((9, 1)), 10, 7), (9, 1));
+        assert_eq!(begin_at(Some((10, 1)), 10, 7), (0, 7));
+    }
+
+    #[test]
     fn a_campaign_goes_on_where_it_was_interrupted_with_the_same_seeds() {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("campaign");
@@ -198,7 +237,7 @@ mod tests {
         // Interrupted in the fourth round: it did not pass, and comes again.
         assert_eq!(fs::read_to_string(&file).expect("a file"), "3 1\n");
         let mut second = Rounds { campaign: campaign(), done: 3, before: 3, ..plain("long", 10, 1) };
-        assert!(second.another());
+        assert!(second.another() && second.is_first());
         assert_eq!(second.seed(), seeds[3]);
         while second.another() {}
         assert_eq!(fs::read_to_string(&file).expect("a file"), "10 1\n");

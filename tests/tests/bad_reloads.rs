@@ -284,7 +284,7 @@ fn two_hundred_bad_reloads_change_nothing_lose_nothing_and_leave_nothing() {
         let mut deaths = scene.daemon.model("m").worker_deaths;
         while rounds.another() {
             if !fleet.is_loaded() {
-                if rounds.done() > 1 {
+                if !rounds.is_first() {
                     let now = scene.daemon.model("m").worker_deaths;
                     scene.check(&fleet.unload(), now - deaths);
                     deaths = now;

@@ -37,10 +37,10 @@ scenarios! {
         bystander.ok("detach s=1");
         within(ms(2000), "one session is left", || daemon.sessions().len() == 1);
         let baseline = daemon.baseline();
-        let mut rounds = Rounds::of("clients killed");
+        let mut rounds = Rounds::of_case("clients killed", case);
         while rounds.another() {
-            if (rounds.done() - 1).is_multiple_of(6) {
-                if rounds.done() > 1 {
+            if (rounds.in_this_run() - 1).is_multiple_of(6) {
+                if !rounds.is_first() {
                     on_time(bystander.finish(ms(20_000)));
                 }
                 bystander.begin("loop seconds=1.5 rate_hz=500 depth=2 check=count");

@@ -8,7 +8,7 @@ use inferd_ipc::layout::Backing;
 use inferd_tests::failpoints::{self, ABORTS, DIES};
 use inferd_tests::process::segments;
 use inferd_tests::steps::{CLIENT, When};
-use inferd_tests::{Armed, Client, DaemonConfig, Driver, Model, Rounds, ms, now_ns};
+use inferd_tests::{Armed, Client, DaemonConfig, Driver, Model, Rounds, ms, now_ns, spread};
 use std::time::Duration;
 
 /// Rounds of random moments per round of every step.
@@ -100,8 +100,8 @@ fn clients_die(name: &str, backing: Backing) {
         let mut reaps_us: Vec<u64> = Vec::new();
         let mut rounds = Rounds::of(name);
         while rounds.another() {
-            if (rounds.done() - 1).is_multiple_of(STRETCH) || reaps_us.is_empty() {
-                if !reaps_us.is_empty() {
+            if (rounds.in_this_run() - 1).is_multiple_of(STRETCH) {
+                if !rounds.is_first() {
                     bystanders.end();
                 }
                 bystanders.begin();
@@ -113,15 +113,7 @@ fn clients_die(name: &str, backing: Backing) {
         }
         bystanders.end();
         assert_eq!(armed.daemon.sessions().len(), 2, "the bystanders'");
-        reaps_us.sort_unstable();
-        let at = |p: usize| reaps_us[(reaps_us.len() - 1) * p / 100] as f64 / 1e3;
-        println!(
-            "FIGURE {name}: everything of a dead client given back after p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms ({} deaths)",
-            at(50),
-            at(99),
-            at(100),
-            reaps_us.len()
-        );
+        println!("FIGURE {name}: everything of a dead client given back after {}", spread(&mut reaps_us));
         rounds.finish();
     });
 }

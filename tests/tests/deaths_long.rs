@@ -91,7 +91,7 @@ fn workers_struck(name: &str, signal: Signal) {
         let mut rounds = Rounds::of(name);
         while rounds.another() {
             if !fleet.is_loaded() {
-                if rounds.done() > 1 {
+                if !rounds.is_first() {
                     account.add(&fleet.unload(), &course);
                 }
                 fleet.reattach(ATTACH);
@@ -175,7 +175,7 @@ fn a_daemon_killed_fifty_times_under_load_serves_everybody_within_a_second_of_re
         while rounds.another() {
             // Robots whose loop is over do not come back.
             if fleet.left() < ms(2_000) {
-                if rounds.done() > 1 {
+                if !rounds.is_first() {
                     account(&fleet.unload(), std::mem::take(&mut kills));
                 }
                 fleet.load(STRETCH_S, "rate_hz=500 depth=2 check=count");

@@ -12,7 +12,7 @@ use inferd_tests::control::Control;
 use inferd_tests::failpoints::{self, ABORTS, DIES, STOPS};
 use inferd_tests::process::is_alive;
 use inferd_tests::steps::{DAEMON, Step, WORKER, When};
-use inferd_tests::{Answer, Armed, Client, DaemonConfig, Driver, Fleet, Model, Rounds, ms, now_ns, within};
+use inferd_tests::{Answer, Armed, Client, DaemonConfig, Driver, Fleet, Model, Rounds, ms, now_ns, spread, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -103,7 +103,7 @@ fn workers_struck(name: &str, actions: &[Action]) {
         let (mut deaths, mut recoveries_us) = (0, Vec::new());
         while rounds.another() {
             if !fleet.is_loaded() || fleet.left() < ms(1_500) {
-                if rounds.done() > 1 {
+                if !rounds.is_first() {
                     account(&fleet.unload(), std::mem::take(&mut deaths));
                 }
                 fleet.load(STRETCH_S, LOAD);
@@ -118,14 +118,7 @@ fn workers_struck(name: &str, actions: &[Action]) {
             assert_eq!(answer.state, "carried", "after {step:?}");
         }
         account(&fleet.unload(), deaths);
-        recoveries_us.sort_unstable();
-        let at = |p: usize| recoveries_us[(recoveries_us.len() - 1) * p / 100] as f64 / 1e3;
-        println!(
-            "FIGURE {name}: another worker serves after p50 {:.1} ms, p99 {:.1} ms ({} live workers struck)",
-            at(50),
-            at(99),
-            recoveries_us.len()
-        );
+        println!("FIGURE {name}: another worker serves after {} (live workers struck)", spread(&mut recoveries_us));
         rounds.finish();
     });
 }
@@ -154,7 +147,7 @@ fn a_worker_or_daemon_that_dawdles_at_any_step_loses_nothing() {
         let mut rounds = Rounds::of(name);
         while rounds.another() {
             if fleet.left() < ms(1_000) {
-                if rounds.done() > 1 {
+                if !rounds.is_first() {
                     account(&fleet.unload(), 0);
                 }
                 fleet.load(STRETCH_S, LOAD);
@@ -269,7 +262,7 @@ fn a_daemon_that_dies_at_any_step_is_replaced_and_serves_everybody_within_a_seco
         while rounds.another() {
             // Robots whose loop is over do not come back.
             if fleet.left() < ms(2_500) {
-                if rounds.done() > 1 {
+                if !rounds.is_first() {
                     account(&fleet.unload(), std::mem::take(&mut kills));
                 }
                 fleet.load(STRETCH_S, LOAD);
@@ -281,14 +274,7 @@ fn a_daemon_that_dies_at_any_step_is_replaced_and_serves_everybody_within_a_seco
             backs_us.push(back.as_micros() as u64);
         }
         account(&fleet.unload(), kills);
-        backs_us.sort_unstable();
-        let at = |p: usize| backs_us[(backs_us.len() - 1) * p / 100] as f64 / 1e3;
-        println!(
-            "FIGURE {name}: every robot back after READY p50 {:.1} ms, p99 {:.1} ms ({} daemons)",
-            at(50),
-            at(99),
-            backs_us.len()
-        );
+        println!("FIGURE {name}: every robot back after READY {}", spread(&mut backs_us));
         rounds.finish();
     });
 }

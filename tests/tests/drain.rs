@@ -8,7 +8,7 @@ use std::time::Instant;
 
 scenarios! {
     fn a_drain_under_load_accounts_for_every_request_and_exits_in_time(case) {
-        let mut rounds = Rounds::of("drains");
+        let mut rounds = Rounds::of_case("drains", case);
         while rounds.another() {
             let round = rounds.done();
             let slow = Model::counter("slow").queue(4, "in_order").option("sleep_us", 2_000);

@@ -303,7 +303,7 @@ backend_scenarios! {
         let files = Files::of(&file.bytes(), "[warm_up]\nruns = 3\n");
         let daemon = case.config().model(files.served("m", "ort")).start();
         let mut robot = case.attached(&daemon, "model=m");
-        let mut rounds = Rounds::of("refused steps");
+        let mut rounds = Rounds::of_case("refused steps", case);
         let began = std::time::Instant::now();
         while rounds.another() {
             robot.ok(&format!("infer out=none hex={}", hex(&1000i64.to_ne_bytes()))).expect("model_error");

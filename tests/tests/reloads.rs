@@ -98,7 +98,7 @@ fn reloads_under_load(name: &str, cpus: usize, load: &str, reload: impl Fn(&Daem
         let mut rounds = Rounds::of(name);
         while rounds.another() {
             if !fleet.is_loaded() {
-                if rounds.done() > 1 {
+                if !rounds.is_first() {
                     seen.add(&fleet.unload(), &pair, &generations);
                 }
                 fleet.load(STRETCH_S, load);
