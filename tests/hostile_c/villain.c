@@ -4,7 +4,9 @@
  * It speaks the attach records by hand with the layout of client-c/layout.h and links nothing of the library, so that its
  * compiler, its memory model and its habits are those of firmware. One line of JSON says what it managed to do.
  * Deeds: flip (words and payloads change while they are read), matrix (what can be tried on a region), linger
- * (descriptors whose close takes long), fork (a session is forked, and either side dies), half (attaches that stop).
+ * (descriptors whose close takes long), slow (nobody reads, and wakes are stolen), fork (a session is forked, and either side
+ * dies), half (attaches that stop), flood (connections left at every step), keep (sessions that end while their regions stay
+ * mapped), fill (sessions until something has run out).
  */
 #define _GNU_SOURCE
 #include "layout.h"
@@ -14,6 +16,7 @@
 #include <linux/futex.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -445,22 +448,195 @@ static int linger(void) {
     return 0;
 }
 
+/* How often each answer came. */
+static struct {
+    int ok, quota, no_resources, hung_up, other;
+} tally;
+
+static void count(int status) {
+    tally.ok += status == IFD_ATTACH_OK;
+    tally.quota += status == IFD_ATTACH_QUOTA;
+    tally.no_resources += status == IFD_ATTACH_NO_RESOURCES;
+    tally.hung_up += status < 0;
+    tally.other += status > 0 && status != IFD_ATTACH_QUOTA && status != IFD_ATTACH_NO_RESOURCES;
+}
+
+static void print_answers(void) {
+    printf("\"answers\":{\"ok\":%d,\"quota\":%d,\"no_resources\":%d,\"hung_up\":%d,\"other\":%d}", tally.ok, tally.quota,
+           tally.no_resources, tally.hung_up, tally.other);
+}
+
+enum { SESSIONS_MOST = 512 };
+static struct session sessions[SESSIONS_MOST];
+
 static int half(void) {
-    enum { MOST = 512 };
-    static struct session open_ones[MOST];
-    int ok = 0, quota = 0, other = 0;
-    uint64_t count = number("count", 20);
-    for (uint64_t i = 0; i < count && i < MOST; i++) {
-        int status = ask(&open_ones[i], "");
-        ok += status == 0;
-        quota += status == IFD_ATTACH_QUOTA;
-        other += status != 0 && status != IFD_ATTACH_QUOTA;
+    uint64_t most = number("count", 20);
+    for (uint64_t i = 0; i < most && i < SESSIONS_MOST; i++) {
+        int status = ask(&sessions[i], "");
+        count(status);
         if (status != 0) {
-            leave(&open_ones[i]);
+            leave(&sessions[i]);
         }
     }
     nap((long)number("hold_ms", 0) * MS);
-    printf("{\"answers\":{\"ok\":%d,\"quota\":%d,\"other\":%d},\"held\":%d}\n", ok, quota, other, ok);
+    printf("{");
+    print_answers();
+    printf(",\"held\":%d}\n", tally.ok);
+    return 0;
+}
+
+/* Connections as fast as they go, each left at another step. */
+static int flood(void) {
+    uint64_t done = 0, random = number("seed", 1), end = now_ns() + number("seconds", 3600) * 1000000000u;
+    for (; done < number("count", 100) && now_ns() < end; done++) {
+        struct session s = {-1, -1, -1, -1, NULL, NULL, {0}};
+        random = mix(random);
+        switch (random % 4) {
+        case 0: s.socket = dial("attach.sock", SOCK_SEQPACKET); break;
+        case 1: {
+            uint64_t words[30];
+            for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+                words[i] = random;
+            }
+            s.socket = dial("attach.sock", SOCK_SEQPACKET);
+            (void)send_with(s.socket, words, (1 + (random >> 8) % 30) * sizeof *words, -1, 0);
+            break;
+        }
+        case 2: count(ask(&s, "")); break;
+        default: {
+            int status = ask(&s, "in_order");
+            count(status == 0 ? mapped(&s) : status);
+        }
+        }
+        leave(&s);
+    }
+    printf("{");
+    print_answers();
+    printf(",\"done\":%llu}\n", (unsigned long long)done);
+    return 0;
+}
+
+/* Sessions until the daemon has refused a few; where `ends` says so each ends while its regions stay mapped. */
+static size_t collect(bool ends) {
+    size_t held = 0, refused = 0;
+    for (uint64_t i = 0; i < number("count", 10) && held < SESSIONS_MOST && refused < 5; i++) {
+        struct session *s = &sessions[held];
+        int status = ask(s, "in_order");
+        status = status == 0 ? mapped(s) : status;
+        count(status);
+        if (status != 0) {
+            leave(s);
+            refused++;
+            nap(5 * MS);
+            continue;
+        }
+        if (ends) {
+            shutdown(s->socket, SHUT_RDWR);
+        }
+        held++;
+    }
+    return held;
+}
+
+static int keep(void) {
+    size_t kept = collect(true);
+    nap((long)number("hold_ms", 0) * MS);
+    for (size_t i = 0; i < kept; i++) {
+        leave(&sessions[i]);
+    }
+    uint64_t start = now_ns();
+    bool again = false;
+    while (!again && now_ns() - start < 5000000000u) {
+        struct session s;
+        again = ask(&s, "") == 0 && mapped(&s) == 0;
+        leave(&s);
+    }
+    printf("{\"kept\":%zu,", kept);
+    print_answers();
+    printf(",\"again\":%s,\"again_ms\":%llu}\n", again ? "true" : "false", (unsigned long long)((now_ns() - start) / 1000000u));
+    return 0;
+}
+
+static int fill(void) {
+    size_t held = collect(false);
+    nap((long)number("hold_ms", 0) * MS);
+    printf("{\"held\":%zu,", held);
+    print_answers();
+    printf("}\n");
+    return 0;
+}
+
+static uint64_t thieves_end;
+
+/* Sleeps on a doorbell of its own session, again and again, so that a wake meets it instead of whom it is meant for. */
+static void *steal(void *word_at) {
+    _Atomic uint64_t *bell = word_at;
+    while (now_ns() < thieves_end) {
+        struct timespec limit = {0, 20 * MS};
+        syscall(SYS_futex, bell, FUTEX_WAIT, (uint32_t)atomic_load(bell), &limit, NULL, 0);
+    }
+    return NULL;
+}
+
+static int slow(void) {
+    enum { OPERATORS = 70, UNREAD = 10, THIEVES = 8, RINGS_MOST = 100000 };
+    static const char line[] = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"limits\"}\n";
+    thieves_end = now_ns() + number("seconds", 2) * 1000000000u;
+    int operators[OPERATORS], there = 0, turned_away = 0, rings = 0;
+    for (; there < OPERATORS; there++) {
+        operators[there] = dial("control.sock", SOCK_STREAM);
+        if (operators[there] < 0) {
+            break;
+        }
+        for (int i = 0; i < 64; i++) {
+            (void)!send(operators[there], line, sizeof line - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+        }
+    }
+    /* The first ones are never read from. */
+    for (int i = there - 1; i >= 0 && i >= there - OPERATORS / 10; i--) {
+        char answer[4097] = "";
+        struct pollfd ready = {operators[i], POLLIN, 0};
+        if (poll(&ready, 1, 1000) == 1) {
+            (void)!recv(operators[i], answer, sizeof answer - 1, MSG_DONTWAIT);
+        }
+        turned_away += strstr(answer, "operators are connected") != NULL;
+    }
+    for (int i = 0; i < UNREAD; i++) {
+        struct ifd_attach_record w = wish("");
+        (void)send_with(dial("attach.sock", SOCK_SEQPACKET), &w, sizeof w, -1, 0);
+    }
+    struct session s;
+    if (ask(&s, "in_order") != 0 || mapped(&s) != 0) {
+        return 1;
+    }
+    while (rings < RINGS_MOST && send(s.doorbell, "!", 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1) {
+        rings++;
+    }
+    pthread_t thieves[THIEVES];
+    for (int i = 0; i < THIEVES; i++) {
+        _Atomic uint64_t *bell = i % 2 == 0 ? at(s.request, s.g.request_base + IFD_REQ_DOORBELL)
+                                            : at(s.reply, s.g.reply_base + IFD_REP_DOORBELL);
+        if (pthread_create(&thieves[i], NULL, steal, (void *)bell) != 0) {
+            return 1;
+        }
+    }
+    uint64_t n = 0;
+    while (now_ns() < thieves_end && !is_over(&s)) {
+        /* A socket that nobody reads is rung with every reply. */
+        atomic_store(at(s.request, s.g.request_base + IFD_REQ_SLEEPING), IFD_ASLEEP_SOCKET);
+        publish(&s, n);
+        if (!answered(&s, n)) {
+            break;
+        }
+        n++;
+        atomic_store(at(s.request, s.g.request_base + IFD_REQ_RELEASED), n);
+        ring(&s);
+    }
+    for (int i = 0; i < THIEVES; i++) {
+        pthread_join(thieves[i], NULL);
+    }
+    printf("{\"operators\":%d,\"turned_away\":%d,\"rings\":%d,\"requests\":%llu}\n", there, turned_away, rings,
+           (unsigned long long)n);
     return 0;
 }
 
@@ -509,7 +685,8 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         int (*run)(void);
-    } deeds[] = {{"flip", flip}, {"matrix", matrix}, {"linger", linger}, {"half", half}, {"fork", forked}};
+    } deeds[] = {{"flip", flip}, {"matrix", matrix}, {"linger", linger}, {"slow", slow}, {"half", half},
+                 {"flood", flood}, {"keep", keep}, {"fill", fill}, {"fork", forked}};
     arg_count = argc;
     args = argv;
     for (size_t i = 0; argc > 1 && i < sizeof deeds / sizeof *deeds; i++) {
@@ -517,6 +694,6 @@ int main(int argc, char **argv) {
             return deeds[i].run();
         }
     }
-    fprintf(stderr, "villain_c flip|matrix|linger|half|fork [key=value]...\n");
+    fprintf(stderr, "villain_c flip|matrix|linger|slow|half|flood|keep|fill|fork [key=value]...\n");
     return 2;
 }

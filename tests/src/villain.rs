@@ -40,7 +40,7 @@ fn compile(dir: &Path) -> PathBuf {
     if !program.exists() {
         let (root, cc) = (places::repository(), std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
         let mut command = Command::new(cc);
-        command.args(["-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror"]);
+        command.args(["-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror", "-pthread"]);
         command.arg("-I").arg(root.join("include")).arg("-I").arg(root.join("client-c"));
         let ran = command.arg("-o").arg(&program).arg(root.join("tests/hostile_c/villain.c")).output();
         let ran = ran.expect("a C compiler is one of the few things that the build needs");

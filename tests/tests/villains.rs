@@ -90,7 +90,7 @@ fn flipped_words_and_payloads_spoil_only_their_own_session() {
             made += number(&report, "writes");
         }
         println!("row 7: {made} writes");
-        assert!(made >= 4 * writes, "only {made} writes");
+        assert!(made >= writes / 2 * u64::from(rounds.in_this_run()), "only {made} writes");
         rounds.finish();
     });
 }
@@ -200,12 +200,13 @@ fn descriptors_whose_close_takes_long_hold_up_neither_supervisor_nor_operators()
 fn slow_readers_and_filled_sockets_hold_nobody_up() {
     let _turn = turn();
     beside("row 9, slow", config(), |daemon, beside| {
-        // As the daemon's user, so that the control socket opens; the doorbells are the same.
-        let villain = Villain::start(daemon, Tongue::Rust, own_uid(), "slow seconds=2");
-        let report = beside.during(villain, LATE);
-        assert!(number(&report, "operators") > 64 && number(&report, "turned_away") > 0, "{report}");
-        assert!(number(&report, "rings") > 10 && number(&report, "requests") > 20, "{report}");
-        assert!(number(&report, "rings") < 100_000, "a socket that nobody reads fills up: {report}");
+        for tongue in TONGUES {
+            // As the daemon's user, so that the control socket opens; the doorbells are the same.
+            let report = beside.during(Villain::start(daemon, tongue, own_uid(), "slow seconds=2"), LATE);
+            assert!(number(&report, "operators") > 64 && number(&report, "turned_away") > 0, "{report}");
+            assert!(number(&report, "rings") > 10 && number(&report, "requests") > 20, "{report}");
+            assert!(number(&report, "rings") < 100_000, "a socket that nobody reads fills up: {report}");
+        }
     });
 }
 
@@ -227,7 +228,8 @@ fn half_attaches_and_floods_meet_their_quotas_and_the_control_socket_answers() {
         let mut rounds = Rounds::of("row 10: floods of 250 connections");
         while rounds.another() {
             let deed = format!("flood count=250 seconds=10 seed={}", rounds.seed() >> 1);
-            let report = beside.during(Villain::start(daemon, Tongue::Rust, villain_uid(), &deed), LATE);
+            let tongue = TONGUES[rounds.done() as usize % 2];
+            let report = beside.during(Villain::start(daemon, tongue, villain_uid(), &deed), LATE);
             assert!(number(&report, "done") == 250 && answers(&report, "ok") > 50, "{report}");
         }
         rounds.finish();
@@ -240,17 +242,21 @@ fn mappings_kept_after_the_hang_up_are_charged_bounded_and_given_back() {
     beside("row 10, kept mappings", config(), |daemon, beside| {
         let most = LINGERING_PER_UID_MAX as u64;
         let deed = format!("keep count={} hold_ms=300", most + 20);
-        let report = beside.during(Villain::start(daemon, Tongue::Rust, villain_uid(), &deed), LATE);
-        // A session whose end the daemon has not seen yet does not count as one that is kept.
-        assert!((most..=most + 5).contains(&number(&report, "kept")) && answers(&report, "quota") > 0, "{report}");
-        assert_eq!(report["again"], true, "once they are unmapped, there is room again: {report}");
+        for tongue in TONGUES {
+            let report = beside.during(Villain::start(daemon, tongue, villain_uid(), &deed), LATE);
+            // A session whose end the daemon has not seen yet does not count as one that is kept.
+            assert!((most..=most + 5).contains(&number(&report, "kept")) && answers(&report, "quota") > 0, "{report}");
+            assert_eq!(report["again"], true, "once they are unmapped, there is room again: {report}");
+        }
     });
     // Few region bytes: the bytes run out before the count does.
     beside("row 10, kept bytes", config().set("quota", "region_bytes = 100_000"), |daemon, beside| {
-        let report =
-            beside.during(Villain::start(daemon, Tongue::Rust, villain_uid(), "keep count=30 hold_ms=300"), LATE);
-        assert!(number(&report, "kept") < 12 && answers(&report, "quota") > 0, "{report}");
-        assert_eq!(report["again"], true, "{report}");
+        for tongue in TONGUES {
+            let villain = Villain::start(daemon, tongue, villain_uid(), "keep count=30 hold_ms=300");
+            let report = beside.during(villain, LATE);
+            assert!(number(&report, "kept") < 12 && answers(&report, "quota") > 0, "{report}");
+            assert_eq!(report["again"], true, "{report}");
+        }
     });
 }
 
@@ -266,11 +272,11 @@ fn each_uid_meets_its_own_quota_and_a_model_its_limit_and_both_say_so() {
     let mut watching = Beside::new(&daemon, "other");
     let per_uid = SESSIONS_PER_UID_MAX as u64;
     let deed = format!("fill count={} hold_ms=4000", per_uid + 8);
-    let fill = |uid| Villain::start(&daemon, Tongue::Rust, uid, &deed);
+    let fill = |tongue, uid| Villain::start(&daemon, tongue, uid, &deed);
     let full = |most: u64| within(ms(20_000), "the sessions are there", || daemon.sessions().len() as u64 > most);
-    let first = fill(OTHER_UID);
+    let first = fill(Tongue::Rust, OTHER_UID);
     full(per_uid - 1);
-    let second = fill(OTHER_UID + 1);
+    let second = fill(Tongue::C, OTHER_UID + 1);
     full(2 * per_uid - 1);
     // Both uids have what they may have, and with that the model is full.
     let mut robot = Driver::start(&Client::Rust.program().expect("built"), &daemon.runtime_dir());
@@ -297,14 +303,16 @@ fn without_descriptors_the_daemon_says_so_answers_who_is_there_and_recovers() {
         open_to_others(&daemon);
     }
     let mut beside = Beside::new(&daemon, "m");
-    let villain = Villain::start(&daemon, Tongue::Rust, villain_uid(), "fill count=60 hold_ms=1500");
-    std::thread::sleep(ms(700));
-    let report = beside.during(villain, LATE);
-    let (held, scarce) = (number(&report, "held"), answers(&report, "no_resources") + answers(&report, "hung_up"));
-    assert!(held > 3 && held < 60 && scarce > 0, "{report}");
-    let mut robot = Driver::start(&Client::Rust.program().expect("built"), &daemon.runtime_dir());
-    within(ms(3_000), "it accepts again", || robot.call("attach model=m").is_ok());
-    robot.exchange("fill=1").expect("ok");
+    for tongue in TONGUES {
+        let villain = Villain::start(&daemon, tongue, villain_uid(), "fill count=60 hold_ms=1500");
+        std::thread::sleep(ms(700));
+        let report = beside.during(villain, LATE);
+        let (held, scarce) = (number(&report, "held"), answers(&report, "no_resources") + answers(&report, "hung_up"));
+        assert!(held > 3 && held < 60 && scarce > 0, "{report}");
+        let mut robot = Driver::start(&Client::Rust.program().expect("built"), &daemon.runtime_dir());
+        within(ms(3_000), "it accepts again", || robot.call("attach model=m").is_ok());
+        robot.exchange("fill=1").expect("ok");
+    }
     beside.record("row 10, descriptors");
 }
 
@@ -322,11 +330,13 @@ fn a_full_dev_shm_refuses_sessions_that_do_not_fit_and_recovers() {
     daemon.start();
     let mut beside = Beside::new(&daemon, "m");
     // Named segments are the daemon's own user's.
-    let report = beside.during(Villain::start(&daemon, Tongue::Rust, own_uid(), "fill count=40 hold_ms=500"), LATE);
-    assert!(number(&report, "held") > 2 && answers(&report, "no_resources") > 0, "{report}");
-    let mut robot = Driver::start(&Client::Rust.program().expect("built"), &daemon.runtime_dir());
-    within(ms(3_000), "there is room again", || robot.call("attach model=m").is_ok());
-    robot.exchange("fill=1").expect("ok");
+    for tongue in TONGUES {
+        let report = beside.during(Villain::start(&daemon, tongue, own_uid(), "fill count=40 hold_ms=500"), LATE);
+        assert!(number(&report, "held") > 2 && answers(&report, "no_resources") > 0, "{report}");
+        let mut robot = Driver::start(&Client::Rust.program().expect("built"), &daemon.runtime_dir());
+        within(ms(3_000), "there is room again", || robot.call("attach model=m").is_ok());
+        robot.exchange("fill=1").expect("ok");
+    }
     beside.record("row 10, /dev/shm");
 }
 
@@ -357,14 +367,14 @@ fn a_memory_limit_refuses_sessions_that_do_not_fit_and_kills_nobody() {
     // In a group of 64 MiB, 4 MiB of replies a session, and 16 MiB of state: more than a small session leaves free.
     let replies = Model::bare("m").input("x", "f32", &[16]).output("y", "f32", &[1 << 18]).queue(4, "in_order");
     let states = Model::echo("m").input("h", "f32", &[1 << 21]).output("h_out", "f32", &[1 << 21]).state("h", "h_out");
-    for (what, model, least) in [("replies", replies, 3), ("states", states, 1)] {
-        limited(&dir, limit, what, model, least);
+    for (what, model, least, tongue) in [("replies", replies, 3, Tongue::C), ("states", states, 1, Tongue::Rust)] {
+        limited((&dir, limit), what, model, least, tongue);
     }
     within(ms(5_000), "the group is empty", || fs::remove_dir(&dir).is_ok());
 }
 
 /// Fills the model `m` of a daemon that may have 64 MiB; so many sessions must fit at least.
-fn limited(dir: &std::path::Path, limit: &str, what: &str, model: Model, least: u64) {
+fn limited((dir, limit): (&std::path::Path, &str), what: &str, model: Model, least: u64, tongue: Tongue) {
     let mut daemon = DaemonConfig::new(Backing::Memfd).model(model).model(Model::counter("small")).prepare();
     let group = dir.display().to_string();
     daemon.inside(&["sh", "-c"], |inferd| {
@@ -373,7 +383,7 @@ fn limited(dir: &std::path::Path, limit: &str, what: &str, model: Model, least: 
     daemon.start();
     let mut beside = Beside::new(&daemon, "small");
     let before = (daemon.pid(), daemon.worker("m"), daemon.worker("small"));
-    let report = beside.during(Villain::start(&daemon, Tongue::Rust, own_uid(), "fill count=40 hold_ms=500"), LATE);
+    let report = beside.during(Villain::start(&daemon, tongue, own_uid(), "fill count=40 hold_ms=500"), LATE);
     assert!(number(&report, "held") >= least && answers(&report, "no_resources") > 0, "{report}");
     assert_eq!((daemon.pid(), daemon.worker("m"), daemon.worker("small")), before, "nobody was killed");
     let mut robot = Driver::start(&Client::Rust.program().expect("built"), &daemon.runtime_dir());
