@@ -134,6 +134,41 @@ fn a_worker_that_stops_at_any_step_costs_its_running_request_at_most() {
 }
 
 #[test]
+fn a_session_that_begins_in_the_middle_of_a_swap_keeps_its_state_over_the_next_death() {
+    failpoints::run("a_session_that_begins_in_the_middle_of_a_swap", || {
+        let first = model().config("keep_previous", "true");
+        let mut armed = Armed::start(DaemonConfig::new(Backing::Memfd).model(first.clone()));
+        // Another state, so that nobody's region fits.
+        armed.daemon.change(first.input("g", "f32", &[1, 4]).output("g_out", "f32", &[1, 4]).state("g", "g_out"));
+        let daemon = &armed.daemon;
+        armed.arm("worker.taken", Action::Sleep { us: 500_000 }, 1);
+        let swapped = std::thread::scope(|scope| {
+            let swapping = scope.spawn(|| reload(&armed, When::Reload));
+            let (who, _) = armed.acted("worker.taken", ms(10_000));
+            let before = daemon.model("m").generation;
+            let mut robot = daemon.driver(&Client::C.program().expect("built"));
+            robot.ok(&format!("attach {ATTACH}"));
+            assert_eq!(daemon.model("m").generation, before, "the swap is under way");
+            account(&[robot.ok("loop n=20 check=count").clean()], 0);
+            swapping.join().expect("a thread").expect("reloaded");
+            strike(who);
+            within(ms(5_000), "another worker serves", || {
+                let model = daemon.model("m");
+                model.state == "live" && model.worker_pid.is_some_and(|pid| pid != who)
+            });
+            let summary = robot.ok("loop n=20 check=count").clean();
+            assert_eq!((summary.count("ok"), summary.number("state_resets")), (20, 0), "{}", summary.json);
+            // The kept worker has the state of before, which this session never had.
+            let answer = daemon.tool("inferctl", &["rollback", "m"]);
+            answer.succeeded();
+            let summary = robot.ok("loop n=20 check=count").clean();
+            summary.count("ok") + summary.count("needs_reset")
+        });
+        assert_eq!(swapped, 20);
+    });
+}
+
+#[test]
 fn a_worker_or_daemon_that_dawdles_at_any_step_loses_nothing() {
     let name = "dawdling at steps";
     failpoints::run(name, || {

@@ -6,7 +6,7 @@
 //! never received: [`super::closing`] ends their connection.
 
 use super::closing::Charged;
-use super::models::ModelState;
+use super::models::{ModelState, Stage};
 use super::poller::Token;
 use super::quota::Charge;
 use super::sessions::{BeginError, Parts, State};
@@ -305,13 +305,7 @@ impl Supervisor {
             session.parts.ready_at = Some(Instant::now());
         }
         self.sessions.ready(number);
-        let knowing = |(id, worker): (&u64, &super::workers::Worker)| {
-            (worker.model == Some(model_id) && worker.knows_sessions()).then_some(*id)
-        };
-        let workers: Vec<u64> = self.workers.iter().filter_map(knowing).collect();
-        for worker in workers {
-            self.send_session(worker, number, None);
-        }
+        self.tell_workers_of(model_id, number);
         failpoint!("daemon.handed");
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
         connection.progress = Progress::Ready(number);
@@ -323,6 +317,24 @@ impl Supervisor {
         }
         self.arm_watch();
         Ok(())
+    }
+
+    /// Tells a model's workers of a session that begins. Those whose turn has yet to come are told of every session then,
+    /// with the state that it has then.
+    fn tell_workers_of(&mut self, model: u64, number: u64) {
+        let knowing = self.workers.iter().filter(|(_, worker)| worker.model == Some(model) && worker.knows_sessions());
+        let knowing: Vec<(u64, Stage)> = knowing.map(|(id, worker)| (*id, worker.stage)).collect();
+        for (worker, stage) in knowing {
+            let waits = stage == Stage::Warm || (stage == Stage::Kept && !self.state_fits(worker, number));
+            if waits {
+                continue;
+            }
+            let state = if stage == Stage::Taking { self.state_in_swap(model, worker, number) } else { Ok(None) };
+            match state {
+                Ok(state) => self.send_session(worker, number, state),
+                Err(what) => self.session_fault(number, &what),
+            }
+        }
     }
 
     /// Tells a worker of a session; `state` where it is not the one that fits anyway.

@@ -141,7 +141,30 @@ impl Supervisor {
         Ok((states, name))
     }
 
-    /// The state region of a session for a worker: what the swap prepared, the session's own if it fits, or a new one.
+    /// Whether a worker can run a session on the state region that the session has.
+    pub(super) fn state_fits(&self, worker: u64, number: u64) -> bool {
+        let loaded = self.workers.get(&worker).and_then(|found| found.loaded.as_ref());
+        let state = self.sessions.get(number).and_then(|session| session.parts.state.as_ref());
+        loaded.is_some_and(|loaded| {
+            loaded.state_bytes == 0 || state.is_some_and(|state| state.layout == loaded.state_layout)
+        })
+    }
+
+    /// A new state region for a session that begins in the middle of a swap to a worker which cannot run on the one that
+    /// the session has; it becomes the session's with the swap.
+    pub(super) fn state_in_swap(&mut self, id: u64, worker: u64, number: u64) -> Result<Option<State>, String> {
+        if self.state_fits(worker, number) {
+            return Ok(None);
+        }
+        let state = self.state_for(worker, number)?;
+        let swap = self.models.get_mut(&id).and_then(|model| model.swap.as_mut()).filter(|swap| swap.to == worker);
+        if let (Some(swap), Some(state)) = (swap, &state) {
+            swap.states.insert(number, state.clone());
+        }
+        Ok(state)
+    }
+
+    /// The state region of a session for a worker: the session's own if it fits, or a new one.
     pub(super) fn state_for(&mut self, worker: u64, number: u64) -> Result<Option<State>, String> {
         let (Some(found), Some(session)) = (self.workers.get(&worker), self.sessions.get(number)) else {
             return Ok(None);
