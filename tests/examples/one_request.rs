@@ -136,7 +136,7 @@ fn both(setup: Setup) -> Both {
     let mut stepper = Stepper::new(policy, Arc::new(Stats::default()), baton, 0, 1);
     stepper.record(recorder);
     let mut turns = Turns::default();
-    turns.rebuild([0].into_iter());
+    turns.rebuild([(0, 1)].into_iter());
     let mailbox = Mailbox::new().expect("descriptors");
     let (input, output) = (vec![1.0; setup.inputs as usize / 4], vec![0.0; setup.outputs as usize / 4]);
     let serving = Serving { stepper, turns, sessions: vec![served], mailbox };

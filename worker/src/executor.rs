@@ -202,7 +202,9 @@ impl Executor {
             return;
         }
         let serving = self.baton.granted() == self.ticket && self.baton.taken(self.entry) == self.ticket;
+        let mut changed = false;
         for order in self.mailbox.orders() {
+            changed |= matches!(order, Order::Add(_) | Order::Remove(_));
             match order {
                 Order::Add(session) => {
                     self.remove(session.number);
@@ -227,12 +229,15 @@ impl Executor {
                 }
             }
         }
-        self.turns.rebuild(self.sessions.iter().map(|s| s.uid));
+        if changed {
+            self.turns.rebuild(self.sessions.iter().map(|s| (s.uid, s.number)));
+        }
     }
 
     fn remove(&mut self, number: u64) {
         if let Some(i) = self.sessions.iter().position(|s| s.number == number) {
-            let session = self.sessions.swap_remove(i);
+            // In their order: whose turn it is hangs on it.
+            let session = self.sessions.remove(i);
             failpoint!("worker.removed");
             self.sleeper.remove(&session);
             self.mailbox.report(Report::Gone(Box::new(session)));
