@@ -90,7 +90,7 @@ impl Worker {
 
     /// Whether it may be told of sessions.
     pub fn knows_sessions(&self) -> bool {
-        !self.ended && matches!(self.stage, Stage::Warm | Stage::Taking | Stage::Live | Stage::Kept)
+        !self.ended && !self.killed && matches!(self.stage, Stage::Warm | Stage::Taking | Stage::Live | Stage::Kept)
     }
 
     /// Sends a record, or queues it.
@@ -105,7 +105,7 @@ impl Worker {
         fds: &[Rc<OwnedFd>],
     ) -> Result<(), WorkerRecordError> {
         let bytes = encode(record)?;
-        if self.ended {
+        if self.ended || self.killed {
             return Ok(());
         }
         if self.waiting.is_empty() && self.send_now(&bytes, fds) {
@@ -124,8 +124,14 @@ impl Worker {
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
         match fdpass::send(&self.socket, bytes, &borrowed) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-            // A broken pipe: its pidfd will tell the rest.
-            _ => true,
+            // Its pidfd will tell the rest.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => true,
+            // A record that it never gets is a session that nobody serves, or a turn that nobody takes.
+            Err(error) => {
+                self.kill(&format!("a record cannot be sent to it: {error}"));
+                true
+            }
+            Ok(()) => true,
         }
     }
 
@@ -148,6 +154,7 @@ impl Worker {
             return;
         }
         self.killed = true;
+        self.waiting.clear();
         self.last_words.get_or_insert_with(|| why.to_owned());
         tracing::warn!(model = %self.generation.config.name, pid = self.pid(), generation = self.generation.number, why, "killing a worker");
         // An error means that it has exited already.
