@@ -169,6 +169,40 @@ fn a_session_that_begins_in_the_middle_of_a_swap_keeps_its_state_over_the_next_d
 }
 
 #[test]
+fn a_worker_that_dies_or_stops_at_a_step_of_its_drain_holds_nobody_up() {
+    failpoints::run("a_worker_that_dies_or_stops_at_a_step_of_its_drain", || {
+        for (step, _) in WORKER.iter().filter(|(_, when)| *when == When::Drain) {
+            for action in [DIES, STOPS] {
+                let config = DaemonConfig::new(Backing::Memfd).model(model()).set("daemon", "drain_ms = 800");
+                let mut armed = Armed::start(config);
+                let mut robots = [Client::C, Client::Rust].map(|client| {
+                    let mut robot = armed.daemon.driver(&client.program().expect("both clients are built"));
+                    robot.ok(&format!("attach {ATTACH} auto_reattach=0"));
+                    robot.begin("loop seconds=20 depth=2 check=count until=lost");
+                    robot
+                });
+                std::thread::sleep(ms(50));
+                armed.arm(step, action, 1);
+                armed.daemon.signal(Signal::SIGTERM);
+                armed.acted(step, ms(5_000));
+                armed.daemon.ended(ms(3_000));
+                for robot in &mut robots {
+                    let s = robot.finish(ms(10_000)).clean();
+                    let told = ["worker_lost", "shutting_down", "daemon_lost"].map(|outcome| s.count(outcome));
+                    assert_eq!(
+                        s.count("ok") + told.iter().sum::<u64>(),
+                        s.number("sent"),
+                        "{step} {action:?}: {}",
+                        s.json
+                    );
+                    assert!(s.count("worker_lost") <= 1, "{step} {action:?}: {}", s.json);
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn a_worker_or_daemon_that_dawdles_at_any_step_loses_nothing() {
     let name = "dawdling at steps";
     failpoints::run(name, || {
