@@ -1,10 +1,9 @@
 //! Structured logs: to the journal when systemd reads our stderr, else to stderr as text.
 //!
 //! The filter (`--log`, else `INFERD_LOG`, else `info`) can be changed while running. Faults of sessions
-//! can be provoked by anybody, so they pass a [`FaultLimiter`] first.
+//! can be provoked by anybody, so they pass a [`LogLimiter`] first.
 
 use crate::journal::Journal;
-use inferd_ipc::limits::FAULT_LOGS_PER_S;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use tracing_subscriber::filter::EnvFilter;
@@ -112,23 +111,30 @@ fn stderr_is_journal() -> bool {
     stream == format!("{}:{}", meta.st_dev, meta.st_ino)
 }
 
-/// Lets so many faults per second into the log and counts the rest.
-#[derive(Debug, Default)]
-pub struct FaultLimiter {
+/// Lets so many lines per second into the log and counts the rest.
+#[derive(Debug)]
+pub struct LogLimiter {
+    per_s: u32,
     window: Option<Instant>,
     logged: u32,
     left_out: u64,
 }
 
-impl FaultLimiter {
-    /// `Some(n)`: log this fault, and that `n` before it were left out. `None`: leave it out.
+impl LogLimiter {
+    /// So many a second.
+    #[must_use]
+    pub fn of(per_s: u32) -> LogLimiter {
+        LogLimiter { per_s, window: None, logged: 0, left_out: 0 }
+    }
+
+    /// `Some(n)`: log this line, and that `n` before it were left out. `None`: leave it out.
     pub fn admit(&mut self, now: Instant) -> Option<u64> {
         let fresh = self.window.is_none_or(|start| now.duration_since(start) >= Duration::from_secs(1));
         if fresh {
             self.window = Some(now);
             self.logged = 0;
         }
-        if self.logged >= FAULT_LOGS_PER_S {
+        if self.logged >= self.per_s {
             self.left_out += 1;
             return None;
         }
@@ -140,10 +146,11 @@ impl FaultLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use inferd_ipc::limits::FAULT_LOGS_PER_S;
 
     #[test]
     fn a_flood_of_faults_leaves_ten_lines_a_second_and_a_count() {
-        let mut limiter = FaultLimiter::default();
+        let mut limiter = LogLimiter::of(FAULT_LOGS_PER_S);
         let start = Instant::now();
         let admitted = (0..1000).filter(|_| limiter.admit(start).is_some()).count();
         assert_eq!(admitted, FAULT_LOGS_PER_S as usize);

@@ -5,8 +5,8 @@
 //! never ignored: a record that was cut is not a record.
 
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, socketpair as nix_socketpair,
-    sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, setsockopt,
+    socketpair as nix_socketpair, sockopt,
 };
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -81,16 +81,50 @@ pub fn ring(socket: impl AsFd) {
     let _ = nix::sys::socket::send(socket.as_fd().as_raw_fd(), &[1], flags);
 }
 
-/// Empties a doorbell socket, at most [`crate::limits::DOORBELL_DRAIN_MAX`] rings. Says whether it is empty now.
-pub fn drain(socket: impl AsFd) -> bool {
+/// What lies in a doorbell socket that was emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// Nothing.
+    Empty,
+    /// More rings than are taken at once.
+    More,
+    /// A message with descriptors. It stays: their last close may take as long as their sender likes.
+    Descriptors,
+}
+
+/// Empties a doorbell socket, at most [`crate::limits::DOORBELL_DRAIN_MAX`] rings.
+pub fn drain(socket: impl AsFd) -> Drained {
     let mut buffer = [0; 8];
     for _ in 0..crate::limits::DOORBELL_DRAIN_MAX {
+        if matches!(crate::sys::look_at_message(socket.as_fd(), &mut [0]), Ok((_, true))) {
+            return Drained::Descriptors;
+        }
         match nix::sys::socket::recv(socket.as_fd().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(0) | Err(_) => return true,
+            Ok(0) | Err(_) => return Drained::Empty,
             Ok(_) => {}
         }
     }
-    false
+    Drained::More
+}
+
+/// Whether a message lies in a socket that nothing more comes into (it is shut down), be it an empty one. From then on
+/// every message counts as one with descriptors.
+pub fn holds_messages(socket: impl AsFd) -> bool {
+    // An empty message reads as the end; one with credentials, which every message has, does not.
+    if getsockopt(&socket.as_fd(), sockopt::SockType) == Ok(SockType::SeqPacket) {
+        let _ = setsockopt(&socket.as_fd(), sockopt::PassCred, &true);
+    }
+    matches!(crate::sys::look_at_message(socket.as_fd(), &mut [0]), Ok((1.., _) | (_, true)))
+}
+
+/// Takes all that lies in a socket that nothing more comes into, and closes the descriptors, which may take long.
+pub fn purge(socket: impl AsFd) {
+    while holds_messages(&socket) {
+        let taken = nix::sys::socket::recv(socket.as_fd().as_raw_fd(), &mut [0; 4096], MsgFlags::MSG_DONTWAIT);
+        if taken.is_err() {
+            return;
+        }
+    }
 }
 
 /// Whether the peer has hung up (or sent something where nothing is due): looks, never blocks, takes nothing.
@@ -150,13 +184,35 @@ mod tests {
     }
 
     #[test]
+    fn a_doorbell_with_descriptors_is_left_as_it_is_and_purged_to_its_last_message() {
+        use nix::sys::socket::{Shutdown, shutdown};
+        let (a, b) = socketpair().unwrap();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        for (bytes, fds) in [(&b""[..], &[][..]), (b"!", &[]), (b"", &[]), (b"!", &[writer.as_fd()]), (b"", &[])] {
+            send(&a, bytes, fds).unwrap();
+        }
+        drop(writer);
+        assert_eq!((drain(&b), drain(&b)), (Drained::Empty, Drained::Empty), "an empty message looks like the end");
+        assert_eq!((drain(&b), drain(&b)), (Drained::Descriptors, Drained::Descriptors));
+        shutdown(b.as_raw_fd(), Shutdown::Both).unwrap();
+        assert!(holds_messages(&b));
+        purge(&b);
+        assert!(!holds_messages(&b));
+        assert_eq!(nix::unistd::read(&reader, &mut [0; 1]).unwrap(), 0, "what came with it is closed");
+        let (a, b) = socketpair().unwrap();
+        send(&a, b"", &[]).unwrap();
+        shutdown(b.as_raw_fd(), Shutdown::Both).unwrap();
+        assert!(holds_messages(&b), "an empty message may have others behind it");
+    }
+
+    #[test]
     fn a_filled_doorbell_does_not_block_and_a_hang_up_is_seen() {
         let (a, b) = socketpair().unwrap();
         for _ in 0..10_000 {
             ring(&a);
         }
-        assert!(!drain(&b), "one wake takes DOORBELL_DRAIN_MAX of them at most");
-        while !drain(&b) {}
+        assert_eq!(drain(&b), Drained::More, "one wake takes DOORBELL_DRAIN_MAX of them at most");
+        while drain(&b) == Drained::More {}
         assert!(!hung_up(&b));
         drop(a);
         // A test beside this one that forks holds a copy for a moment.

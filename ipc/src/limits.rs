@@ -65,6 +65,8 @@ pub const LINGERING_LOOK_MS_MAX: u64 = 500;
 /// Threads that close sockets with descriptors in them at once; further sockets wait, and accepting pauses when they
 /// have used up the descriptors.
 pub const CLOSERS_MAX: usize = 256;
+/// Sockets that may wait for such a thread; with more, nobody is accepted for a while.
+pub const CLOSERS_WAITING_MAX: usize = 64;
 /// Stack of a thread of the supervisor that closes sockets or reaps workers.
 pub const HELPER_STACK_BYTES: usize = 64 << 10;
 /// Events that the supervisor takes from the kernel at a time.
@@ -242,6 +244,8 @@ pub const ATTACH_TIMEOUT_MS: u64 = 2_000;
 pub const CONNECT_PAUSE_MS: u64 = 1;
 /// Session faults logged per second; the rest is counted.
 pub const FAULT_LOGS_PER_S: u32 = 10;
+/// Begins and ends of sessions logged per second; the rest is counted.
+pub const SESSION_LOGS_PER_S: u32 = 100;
 /// Longest value in a line for the journal, in bytes: a datagram must fit into the socket's buffer.
 pub const JOURNAL_VALUE_BYTES_MAX: usize = 32 << 10;
 
@@ -350,6 +354,7 @@ table!(
     LINGERING_LOOK_MS,
     LINGERING_LOOK_MS_MAX,
     CLOSERS_MAX,
+    CLOSERS_WAITING_MAX,
     HELPER_STACK_BYTES,
     EVENTS_PER_WAIT,
     ATTACH_GRACE_MS,
@@ -436,6 +441,7 @@ table!(
     ATTACH_TIMEOUT_MS,
     CONNECT_PAUSE_MS,
     FAULT_LOGS_PER_S,
+    SESSION_LOGS_PER_S,
     JOURNAL_VALUE_BYTES_MAX,
     RECORD_STEPS_DEFAULT,
     RECORD_STEPS_MAX,

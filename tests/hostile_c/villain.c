@@ -408,6 +408,26 @@ static int lingering(int listener, int seconds, int *peer) {
     return fd;
 }
 
+/* A session whose doorbell gets the descriptor, behind an empty message now and then: 0, an errno, or -1 without a session. */
+static int on_doorbell(uint64_t i, int full) {
+    struct session s;
+    int status = ask(&s, "in_order"), error = -1;
+    if (status == 0 && (i % 2 == 0 || mapped(&s) == 0)) {
+        if (i % 3 == 0) {
+            (void)send_with(s.doorbell, "", 0, -1, 0);
+        }
+        if (i % 2 == 1) {
+            publish(&s, 0);
+        }
+        error = send_with(s.doorbell, "!", 1, full, 1);
+        if (i % 2 == 1) {
+            (void)answered(&s, 0);
+        }
+    }
+    leave(&s);
+    return error;
+}
+
 static int linger(void) {
     enum { KEPT = 200 };
     int kept[KEPT], sent = 0, refused = 0, unreachable = 0;
@@ -420,6 +440,20 @@ static int linger(void) {
     }
     uint64_t end = now_ns() + number("at_most_s", 20) * 1000000000u;
     for (uint64_t i = 0; i < number("count", 10) && now_ns() < end; i++) {
+        if (strcmp(word("socket", "attach"), "doorbell") == 0) {
+            int *unread = &kept[i % KEPT];
+            if (*unread >= 0) {
+                close(*unread);
+            }
+            int full = lingering(listener, (int)number("seconds", 1), unread);
+            int error = on_doorbell(i, full);
+            sent += error == 0;
+            refused += error == EPERM;
+            unreachable += error != 0 && error != EPERM;
+            close(full);
+            nap(error == 0 || error == EPERM ? 0 : 5 * MS);
+            continue;
+        }
         int there = strcmp(word("socket", "attach"), "control") == 0 ? dial("control.sock", SOCK_STREAM)
                                                                      : dial("attach.sock", SOCK_SEQPACKET);
         int *peer = &kept[i % KEPT];

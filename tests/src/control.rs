@@ -68,9 +68,20 @@ impl Control {
     /// When the daemon hangs up or does not speak JSON-RPC.
     pub fn call_with_progress(&mut self, command: &Command) -> (Vec<Value>, Result<Value, RpcError>) {
         self.send(command);
+        self.answer()
+    }
+
+    /// Waits for the answer to the command that was sent; progress on the way is collected.
+    ///
+    /// # Errors
+    /// The daemon's error.
+    ///
+    /// # Panics
+    /// When the daemon hangs up or does not speak JSON-RPC.
+    pub fn answer(&mut self) -> (Vec<Value>, Result<Value, RpcError>) {
         let mut progress = Vec::new();
         loop {
-            let message = self.message().unwrap_or_else(|| panic!("the daemon hung up on {command:?}"));
+            let message = self.message().expect("the daemon answers");
             if message.method.as_deref() == Some("progress") {
                 progress.push(message.params.unwrap_or_default());
                 continue;

@@ -7,6 +7,8 @@ use inferd_ipc::attach::{self, AttachStatus, Attached, RecordKind};
 use inferd_ipc::control::{Command as Rpc, Reload, RpcError, ValidateAnswer, code};
 use inferd_ipc::fdpass;
 use inferd_ipc::layout::{Backing, Geometry};
+use inferd_ipc::limits::VALIDATIONS_MAX;
+use inferd_tests::control::Control;
 use inferd_tests::ran::Ran;
 use inferd_tests::skip::is_root;
 use inferd_tests::{Client, Daemon, DaemonConfig, Driver, Model, ms, onnx, scenarios, skip, turn, within};
@@ -281,6 +283,40 @@ fn full_tmpfs() {
     within(ms(2000), "there is room again", || robot.call("attach s=1 model=big").is_ok());
     let ticket = robot.send("s=1 fill=1");
     robot.ok(&format!("wait s=1 ticket={ticket} out=hash")).expect("ok");
+}
+
+#[test]
+fn the_state_of_a_session_counts_against_its_uid() {
+    let _turn = turn();
+    // 16 MiB in two halves.
+    let model = Model::echo("m").input("h", "f32", &[1 << 21]).output("h_out", "f32", &[1 << 21]).state("h", "h_out");
+    let daemon = memfd().model(model).set("quota", "region_bytes = 20_000_000").start();
+    let mut robot = Driver::start(&Client::Rust.program().expect("built"), &daemon.runtime_dir());
+    robot.ok("attach model=m");
+    robot.exchange("fill=1").expect("ok");
+    let refused = robot.call("attach s=1 model=m");
+    assert_eq!(refused.error(), "quota", "{}", refused.json);
+    robot.ok("detach");
+    within(ms(3_000), "there is room again", || robot.call("attach s=1 model=m").is_ok());
+}
+
+#[test]
+fn validations_beyond_the_bound_are_refused_while_the_first_are_still_read() {
+    let _turn = turn();
+    // Large enough that it takes longer to read than to ask.
+    let large = Model::counter("m").weights(&vec![7; 64 << 20]);
+    let daemon = memfd().model(large).start();
+    let path = daemon.dir().join("models/m").display().to_string();
+    let ask = || {
+        let mut operator = Control::connect(&daemon.runtime_dir()).expect("the control socket");
+        operator.send(&Rpc::Validate { path: path.clone(), backend: Some("echo".into()) });
+        operator
+    };
+    let mut operators: Vec<Control> = (0..2 * VALIDATIONS_MAX).map(|_| ask()).collect();
+    let answers: Vec<_> = operators.iter_mut().map(|operator| operator.answer().1).collect();
+    let busy = answers.iter().filter(|answer| answer.as_ref().is_err_and(|error| error.code == code::BUSY)).count();
+    let done = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert!(busy > 0 && done >= VALIDATIONS_MAX && busy + done == answers.len(), "{answers:?}");
 }
 
 scenarios! {

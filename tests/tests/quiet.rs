@@ -6,6 +6,7 @@
 
 use inferd_ipc::limits::ATTACH_GRACE_MS;
 use inferd_tests::process::{rss_bytes, threads, voluntary_switches};
+use inferd_tests::promises::CALLS_PER_REQUEST;
 use inferd_tests::promises::{IDLE_WAKE_UPS_PER_S_MAX, SUPERVISOR_RSS_BYTES_MAX, WORKER_RSS_BYTES_MAX};
 use inferd_tests::strace::{has_strace, system_calls};
 use inferd_tests::{Case, Client, Daemon, Driver, Model, ms, scenarios, skip};
@@ -18,7 +19,8 @@ fn requests(case: &Case) -> u64 {
 /// Calls that a busy machine may add to that many requests: a pre-empted peer makes the other one sleep and ring. An
 /// interpreter's heap grows and shrinks besides; one call for every request would still show.
 fn calls_max(case: &Case) -> u64 {
-    requests(case) / if case.client == Client::Python { 4 } else { 100 }
+    let of_the_machine = requests(case) / if case.client == Client::Python { 4 } else { 100 };
+    CALLS_PER_REQUEST * requests(case) + of_the_machine
 }
 
 /// An echo model that spins for longer than anybody is pre-empted.

@@ -6,8 +6,8 @@
 
 use inferd_ipc::layout::Backing;
 use inferd_ipc::limits::{
-    CONNECTIONS_PER_UID_MAX, HALF_ATTACHES_PER_UID_MAX, LINGERING_PER_UID_MAX, SESSIONS_PER_MODEL_MAX,
-    SESSIONS_PER_UID_MAX,
+    CONNECTIONS_PER_UID_MAX, HALF_ATTACHES_PER_UID_MAX, LINGERING_PER_UID_MAX, SESSION_LOGS_PER_S,
+    SESSIONS_PER_MODEL_MAX, SESSIONS_PER_UID_MAX,
 };
 use inferd_tests::rounds::is_campaign;
 use inferd_tests::skip::is_root;
@@ -16,6 +16,7 @@ use inferd_tests::{Client, Daemon, DaemonConfig, Driver, Model, Rounds, ms, skip
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -37,6 +38,13 @@ fn config() -> DaemonConfig {
     let model = Model::counter("m").queue(4, "in_order").config("max_run_ms", "2000");
     let mode = if is_root() { "attach_mode = \"0666\"" } else { "attach_mode = \"0600\"" };
     apart(DaemonConfig::new(Backing::Memfd), model).set("daemon", mode)
+}
+
+/// Whether this kernel refuses descriptors where it is asked to: from 6.16 on.
+fn refuses() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut parts = release.split(['.', '-']).map(|part| part.trim().parse().unwrap_or(0u32));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (6, 16)
 }
 
 /// Everybody may look for the sockets.
@@ -177,18 +185,30 @@ fn descriptors_whose_close_takes_long_hold_up_neither_supervisor_nor_operators()
     let _turn = turn();
     let count = if is_campaign() { 1_000 } else { 250 };
     // As on a kernel before 6.16, which cannot refuse them; and as this kernel is.
-    for disabled in ["passrights", ""] {
-        beside("row 9, descriptors", config().env("INFERD_DISABLE", disabled), |daemon, beside| {
+    for (disabled, waiting) in [("passrights", "epoll"), ("", "auto")] {
+        let config = config().env("INFERD_DISABLE", disabled).set("ipc", &format!("waiting = {waiting:?}"));
+        // What is refused lingers in its sender, one after the other.
+        let at_most_s = if disabled.is_empty() && !is_campaign() { 4 } else { 12 };
+        beside("row 9, descriptors", config, |daemon, beside| {
             for (n, tongue) in TONGUES.into_iter().enumerate() {
                 // The control socket is the daemon's own user's.
                 let (socket, uid) = if n == 0 { ("attach", villain_uid()) } else { ("control", own_uid()) };
-                let deed = format!("linger count={count} socket={socket} seconds=1 at_most_s=12 hold_ms=50");
+                let deed = format!("linger count={count} socket={socket} seconds=1 at_most_s={at_most_s} hold_ms=50");
                 let report = beside.during(Villain::start(daemon, tongue, uid, &deed), LATE);
                 let reached = number(&report, "sent") + number(&report, "refused");
                 assert!(reached * 2 > number(&report, "unreachable"), "{report}");
                 if disabled == "passrights" {
                     assert!(number(&report, "sent") > 20, "{report}");
                 }
+            }
+            // The doorbell's other end is the daemon's and a worker's; the daemon's own clock runs on too.
+            for tongue in TONGUES {
+                let deed = format!("linger count={} socket=doorbell seconds=1 at_most_s=3 hold_ms=50", count / 4);
+                let report = beside.during(Villain::start(daemon, tongue, villain_uid(), &deed), LATE);
+                let (sent, refused) = (number(&report, "sent"), number(&report, "refused"));
+                let as_asked =
+                    if disabled == "passrights" { sent > 20 && refused == 0 } else { sent == 0 && refused > 0 };
+                assert!(as_asked || !refuses(), "{report}");
             }
             // Closes that are still under way are waited for; none of them holds the loop.
             within(ms(8_000), "every connection is closed", || daemon.left().is_empty());
@@ -206,6 +226,9 @@ fn slow_readers_and_filled_sockets_hold_nobody_up() {
             assert!(number(&report, "operators") > 64 && number(&report, "turned_away") > 0, "{report}");
             assert!(number(&report, "rings") > 10 && number(&report, "requests") > 20, "{report}");
             assert!(number(&report, "rings") < 100_000, "a socket that nobody reads fills up: {report}");
+            // Another uid has its doorbells alone.
+            let report = beside.during(Villain::start(daemon, tongue, villain_uid(), "slow seconds=1"), LATE);
+            assert!(number(&report, "rings") > 10 && number(&report, "requests") > 20, "{report}");
         }
     });
 }
@@ -233,6 +256,13 @@ fn half_attaches_and_floods_meet_their_quotas_and_the_control_socket_answers() {
             assert!(number(&report, "done") == 250 && answers(&report, "ok") > 50, "{report}");
         }
         rounds.finish();
+        // A second of each limit, and what is left out is counted.
+        let flooded = daemon.log();
+        let lines = flooded.lines().filter(|line| line.contains(" session begins ") || line.contains(" session ends "));
+        let mut by_second = BTreeMap::new();
+        lines.for_each(|line| *by_second.entry(line.get(..19).unwrap_or("").to_owned()).or_insert(0u32) += 1);
+        let most = by_second.values().max().copied().unwrap_or(0);
+        assert!((1..=2 * SESSION_LOGS_PER_S).contains(&most), "{most} lines in a second");
     });
 }
 

@@ -8,7 +8,7 @@ use crate::mailbox::Mailbox;
 use crate::session::Session;
 use inferd_ipc::baton::{Baton, GRANT};
 use inferd_ipc::failpoint;
-use inferd_ipc::fdpass;
+use inferd_ipc::fdpass::{self, Drained};
 use inferd_ipc::limits::FUTEX_WAITV_MAX;
 use inferd_ipc::sync::{Ordering, fence};
 use inferd_ipc::sys::{WaitWord, wait_any};
@@ -51,7 +51,7 @@ impl Sleeper {
     /// A session has come.
     pub fn add(&mut self, session: &Session, mailbox: &Mailbox) {
         if let Some(epoll) = self.epoll(mailbox) {
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, session.number);
+            let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, session.number);
             // A descriptor that is there already is fine.
             let _ = epoll.add(&session.doorbell, event);
         }
@@ -145,11 +145,9 @@ impl Sleeper {
             }
             if let Some(session) = sessions.iter().find(|s| s.number == event.data()) {
                 let closed = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR | EpollFlags::EPOLLRDHUP;
-                if event.events().intersects(closed) {
-                    // A client that closed its doorbell can not ring any more; the supervisor will reap it.
+                // A client that closed its doorbell, or its end of it, or put descriptors into it, can not ring any more.
+                if event.events().intersects(closed) || fdpass::drain(&session.doorbell) == Drained::Descriptors {
                     let _ = epoll.delete(&session.doorbell);
-                } else {
-                    fdpass::drain(&session.doorbell);
                 }
             }
         }

@@ -24,10 +24,12 @@ use inferd_ipc::limits::{
 };
 use inferd_ipc::region::{self, Access, NewRegion, RegionKind};
 use inferd_ipc::signature::Signature;
+use inferd_ipc::state;
 use inferd_ipc::sys::look_at_message;
 use inferd_ipc::worker_records::ToWorker;
+use nix::sys::socket::{Shutdown, shutdown};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -72,6 +74,9 @@ impl Supervisor {
     /// The attach socket has connections.
     pub(super) fn on_attach_listener(&mut self) {
         for _ in 0..ATTACH_ACCEPTS_PER_TURN {
+            if self.closing.is_crowded() {
+                return self.pause_accepting(&io::Error::other("too many connections wait to be closed"));
+            }
             match self.sockets.attach.accept() {
                 Ok((socket, _)) => self.connected(socket),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -215,7 +220,10 @@ impl Supervisor {
         self.room.for_bytes(ours).map_err(|what| (AttachStatus::NoResources, what))?;
         let instance = self.instance.clone();
         let mut for_client = Vec::new();
-        let begun = self.sessions.begin(peer.uid, model, region_bytes, |number| {
+        let live = self.models.get(&model).and_then(|found| found.live.as_ref());
+        let state_bytes = live.map_or(0, |live| live.loaded.state_bytes);
+        let charged = region_bytes + if state_bytes > 0 { state::region_bytes(state_bytes) } else { 0 };
+        let begun = self.sessions.begin(peer.uid, model, charged, |number| {
             failpoint!("daemon.regions", Err((AttachStatus::NoResources, "a test wished it".to_owned())));
             let made = Regions::make(geometry, backing, &instance, number, generation, &signature)?;
             for_client = made.for_client;
@@ -312,8 +320,10 @@ impl Supervisor {
         let peer = connection.peer;
         send_ready(&connection.socket, AttachStatus::Ok, "");
         failpoint!("daemon.ready");
-        if let Some(model) = self.models.get(&model_id) {
-            tracing::info!(session = number, model = %model.name, uid = peer.uid, pid = peer.pid, "session begins");
+        if let Some(model) = self.models.get(&model_id)
+            && let Some(left_out) = self.comings.admit(Instant::now())
+        {
+            tracing::info!(session = number, model = %model.name, uid = peer.uid, pid = peer.pid, left_out = (left_out > 0).then_some(left_out), "session begins");
         }
         self.arm_watch();
         Ok(())
@@ -379,12 +389,15 @@ impl Supervisor {
         let Some(connection) = self.connections.remove(&id) else { return };
         self.poller.remove(&connection.socket);
         let uid = connection.peer.uid;
-        if self.closing.close(connection.socket, Charged::Uid(uid)) {
-            self.sessions.quotas.give(uid, Charge::Connection);
+        let _ = shutdown(connection.socket.as_raw_fd(), Shutdown::Both);
+        let mut sockets = vec![connection.socket.into()];
+        if let Progress::Mapping(number) | Progress::Ready(number) = connection.progress {
+            let doorbell = self.reap(number, why);
+            // With the last descriptor of all, a worker's copy would be the last one: then it is left to the worker.
+            sockets.extend(doorbell.and_then(|rc| Rc::try_unwrap(rc).or_else(|rc| rc.try_clone()).ok()));
         }
-        match connection.progress {
-            Progress::Connected => {}
-            Progress::Mapping(number) | Progress::Ready(number) => self.reap(number, why),
+        if self.closing.close_all(sockets, Charged::Uid(uid)) {
+            self.sessions.quotas.give(uid, Charge::Connection);
         }
     }
 
@@ -404,9 +417,9 @@ impl Supervisor {
         }
     }
 
-    /// Takes a session back from everybody.
-    fn reap(&mut self, number: u64, why: &str) {
-        let Some(session) = self.sessions.end(number) else { return };
+    /// Takes a session back from everybody. Returns its doorbell if its client may have put descriptors into it.
+    fn reap(&mut self, number: u64, why: &str) -> Option<Rc<OwnedFd>> {
+        let session = self.sessions.end(number)?;
         failpoint!("daemon.reap");
         let parts = session.parts;
         if session.ready {
@@ -416,7 +429,17 @@ impl Supervisor {
                 self.tell(worker, &ToWorker::RemoveSession { session: number }, &[]);
             }
             let age_s = parts.ready_at.map_or(0.0, |at| at.elapsed().as_secs_f64());
-            tracing::info!(session = number, uid = session.uid, pid = parts.pid, age_s, why, "session ends");
+            if let Some(left_out) = self.comings.admit(Instant::now()) {
+                tracing::info!(
+                    session = number,
+                    uid = session.uid,
+                    pid = parts.pid,
+                    age_s,
+                    why,
+                    left_out = (left_out > 0).then_some(left_out),
+                    "session ends"
+                );
+            }
         }
         if let Some(model) = self.models.get_mut(&session.model) {
             model.recovery.forget(number);
@@ -443,6 +466,7 @@ impl Supervisor {
             // Without /proc or descriptors there is no way to look: the charge is dropped rather than kept for ever.
             Err(_) => self.sessions.released(number),
         }
+        (!parts.doorbell_refuses).then_some(parts.doorbell)
     }
 
     /// Looks whether the regions of ended sessions are free, and when to look again.
@@ -505,6 +529,7 @@ impl Regions {
         let (ours, theirs) = fdpass::socketpair().map_err(|error| {
             (AttachStatus::NoResources, format!("no doorbell socket: {error}; raise the limit on descriptors"))
         })?;
+        let doorbell_refuses = refuse_descriptors(&ours);
         let for_client = vec![
             region::for_client(request.region(), RegionKind::Request).map_err(no_region)?,
             region::for_client(reply.region(), RegionKind::Reply).map_err(no_region)?,
@@ -521,6 +546,7 @@ impl Regions {
             request: Rc::new(request.fd),
             reply: Rc::new(reply.fd),
             doorbell: Rc::new(ours),
+            doorbell_refuses,
             state: None,
             ready_at: None,
         };

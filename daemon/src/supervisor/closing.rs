@@ -4,11 +4,12 @@
 //! its message is thrown away, and takes as long as the client likes. So a message with descriptors is never received:
 //! its whole socket is closed on a thread of its own. The descriptors never enter this process's table, and the charge
 //! of the connection stays until the thread is done, so that one uid cannot collect more of them than connections.
+//! A session's doorbell socket is a client's too: the worker holds it as well, so all that lies in it is thrown away first.
 //! Kernels from 6.16 on refuse such messages (`SO_PASSRIGHTS`), but for those sent before a passed socket was ours.
 
 use super::poller::{Poller, Token};
-use inferd_ipc::limits::{CLOSERS_MAX, HELPER_STACK_BYTES};
-use inferd_ipc::sys::look_at_message;
+use inferd_ipc::fdpass::{holds_messages, purge};
+use inferd_ipc::limits::{CLOSERS_MAX, CLOSERS_WAITING_MAX, HELPER_STACK_BYTES};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{Shutdown, shutdown};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -33,7 +34,7 @@ pub(super) struct Closing {
     tell: Sender<Charged>,
     wake: Arc<EventFd>,
     /// No thread could be started for these yet.
-    waiting: Vec<(OwnedFd, Charged)>,
+    waiting: Vec<(Vec<OwnedFd>, Charged)>,
     running: usize,
     operators: usize,
 }
@@ -52,16 +53,28 @@ impl Closing {
 
     /// Hangs up, and closes what can be closed at once. Says whether it is closed; else its charge is given back later.
     pub fn close(&mut self, socket: impl Into<OwnedFd>, charged: Charged) -> bool {
-        let socket = socket.into();
-        // A duplicate elsewhere would delay the hang-up; shutdown does not wait for it. From here on nothing more comes in.
-        let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
-        if !matches!(look_at_message(socket.as_fd(), &mut [0]), Ok((1.., _) | (_, true))) {
+        self.close_all(vec![socket.into()], charged)
+    }
+
+    /// The same for all sockets of one connection.
+    pub fn close_all(&mut self, mut sockets: Vec<OwnedFd>, charged: Charged) -> bool {
+        sockets.retain(|socket| {
+            // A duplicate elsewhere would delay the hang-up; shutdown does not wait for it. From here on nothing more comes in.
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+            holds_messages(socket)
+        });
+        if sockets.is_empty() {
             return true;
         }
         self.operators += usize::from(charged == Charged::Operators);
-        self.waiting.push((socket, charged));
+        self.waiting.push((sockets, charged));
         self.start();
         false
+    }
+
+    /// Whether so many wait for a thread that nobody should be accepted.
+    pub fn is_crowded(&self) -> bool {
+        self.waiting.len() >= CLOSERS_WAITING_MAX
     }
 
     /// Operators whose connections are not closed yet.
@@ -82,20 +95,22 @@ impl Closing {
     /// Begins to close what waits, each on a thread of its own: one that lingers must not hold up the others.
     fn start(&mut self) {
         while self.running < CLOSERS_MAX {
-            let Some((socket, charged)) = self.waiting.pop() else { return };
+            let Some((sockets, charged)) = self.waiting.pop() else { return };
             let (tell, wake) = (self.tell.clone(), Arc::clone(&self.wake));
             // A place from which it can be taken back when there is no thread.
-            let place = Arc::new(Mutex::new(Some(socket)));
+            let place = Arc::new(Mutex::new(Some(sockets)));
             let theirs = Arc::clone(&place);
             let closer = thread::Builder::new().name("closer".to_owned()).stack_size(HELPER_STACK_BYTES);
             let started = closer.spawn(move || {
-                drop(take(&theirs));
+                let sockets = take(&theirs);
+                sockets.iter().flatten().for_each(purge);
+                drop(sockets);
                 let _ = tell.send(charged);
                 let _ = wake.write(1);
             });
             if let Err(error) = started {
                 tracing::warn!(%error, "no thread to close a connection; it stays charged until there is one");
-                self.waiting.extend(take(&place).map(|socket| (socket, charged)));
+                self.waiting.extend(take(&place).map(|sockets| (sockets, charged)));
                 return;
             }
             self.running += 1;
@@ -103,7 +118,7 @@ impl Closing {
     }
 }
 
-fn take(place: &Mutex<Option<OwnedFd>>) -> Option<OwnedFd> {
+fn take(place: &Mutex<Option<Vec<OwnedFd>>>) -> Option<Vec<OwnedFd>> {
     place.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
@@ -124,6 +139,8 @@ mod tests {
         send(&theirs, b"x", &[theirs.as_fd()]).expect("sent");
         assert!(!closing.close(ours, Charged::Uid(8)));
         let (ours, theirs) = socketpair().expect("descriptors");
+        // Empty messages look like the end of the connection.
+        send(&theirs, b"", &[]).expect("sent");
         send(&theirs, b"x", &[theirs.as_fd()]).expect("sent");
         assert!(!closing.close(ours, Charged::Operators));
         let (mut done, start) = (Vec::new(), Instant::now());

@@ -8,7 +8,7 @@ use super::control::Asker;
 use super::gate::Gate;
 use super::history::Cause;
 use super::models::Model;
-use super::operations::{Kind, Operation, Order};
+use super::operations::{Kind, Operation, Order, Staging};
 use super::{Phase, Supervisor, Timer};
 use crate::config::{KeepPrevious, ModelConfig, is_backend_name};
 use inferd_ipc::attach::is_model_name;
@@ -180,7 +180,8 @@ impl Supervisor {
     }
 
     fn validate(&mut self, asker: Asker, path: &str, backend: Option<String>) {
-        if self.validations.len() >= VALIDATIONS_MAX {
+        let staged = self.staging.values().filter(|staging| matches!(staging, Staging::Validate { .. })).count();
+        if self.validations.len() + staged >= VALIDATIONS_MAX {
             let what = format!("{VALIDATIONS_MAX} validations are under way; try again when one is over");
             return self.refuse(&asker, code::BUSY, &what);
         }

@@ -150,7 +150,9 @@ struct Supervisor {
     begun: bool,
     /// When the last worker was gone, in a drain.
     drained_at: Option<Instant>,
-    faults: crate::logs::FaultLimiter,
+    faults: crate::logs::LogLimiter,
+    /// Begins and ends of sessions.
+    comings: crate::logs::LogLimiter,
     /// Numbers of connections, models, workers and jobs: never used twice.
     last_id: u64,
     /// Records are received here.

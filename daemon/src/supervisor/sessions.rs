@@ -42,6 +42,8 @@ pub struct Parts {
     pub reply: Rc<OwnedFd>,
     /// The worker's end of the doorbell socket.
     pub doorbell: Rc<OwnedFd>,
+    /// The kernel lets nobody put descriptors into it.
+    pub doorbell_refuses: bool,
     /// Names under `/dev/shm`, for named segments.
     pub names: Vec<String>,
     /// Recurrent state, from READY on, for a stateful model.
@@ -57,7 +59,7 @@ pub struct Session<P> {
     pub model: u64,
     /// Whom it is charged to.
     pub uid: u32,
-    /// Bytes of both regions.
+    /// Bytes of its regions, of its state too as it was when it began.
     pub region_bytes: u64,
     /// READY was sent: workers know it.
     pub ready: bool,

@@ -199,12 +199,10 @@ struct PassRights;
 nix::setsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, sockopt::SetBool);
 
 /// Asks the kernel to refuse descriptors on this socket; older kernels do not know how, and receivers look themselves
-/// (`INFERD_DISABLE=passrights` makes this one as old).
-pub fn refuse_descriptors(socket: &impl AsFd) {
+/// (`INFERD_DISABLE=passrights` makes this one as old). Says whether it does.
+pub fn refuse_descriptors(socket: &impl AsFd) -> bool {
     let disabled = std::env::var("INFERD_DISABLE").is_ok_and(|names| names.split(',').any(|name| name == "passrights"));
-    if !disabled {
-        let _ = setsockopt(socket, PassRights, &false);
-    }
+    !disabled && setsockopt(socket, PassRights, &false).is_ok()
 }
 
 fn io_error<'a>(what: &'static str, path: &'a Path, remedy: &'static str) -> impl Fn(io::Error) -> SocketError + 'a {

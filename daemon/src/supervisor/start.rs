@@ -8,9 +8,10 @@ use super::poller::{Poller, Token};
 use super::sessions::Registry;
 use super::{Phase, Supervisor, Timer, reload};
 use crate::config::{Config, ConfigError, Overrides};
-use crate::logs::{FaultLimiter, Logs};
+use crate::logs::{LogLimiter, Logs};
 use crate::staging::Stager;
 use crate::store::Store;
+use inferd_ipc::limits::{FAULT_LOGS_PER_S, SESSION_LOGS_PER_S};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::BTreeMap;
 use std::io;
@@ -156,7 +157,8 @@ pub(super) fn assemble(options: Options, around: Surroundings) -> Result<Supervi
         watch_armed: false,
         begun: false,
         drained_at: None,
-        faults: FaultLimiter::default(),
+        faults: LogLimiter::of(FAULT_LOGS_PER_S),
+        comings: LogLimiter::of(SESSION_LOGS_PER_S),
         last_id: 0,
         buffer: Vec::new(),
     })

@@ -1,12 +1,14 @@
 //! Descriptors whose last close takes long, left in messages to the daemon.
 //!
-//! `linger count=N socket=attach|control seconds=S`: each message carries a TCP socket that is full of unsent bytes and
+//! `linger count=N socket=attach|control|doorbell seconds=S`: each message carries a TCP socket that is full of unsent bytes and
 //! lingers for S seconds when it is closed; the sender's own copy is closed at once, so that whoever throws the message
-//! away waits. Some are the first message of a connection, some come behind a good one, some with many descriptors.
+//! away waits. Some are the first message of a connection, some come behind a good one or behind empty ones, some with many
+//! descriptors. On a doorbell, half of the sessions end before they are ready, the others after a request.
 
 use crate::Deed;
 use inferd_ipc::fdpass;
-use inferd_tests::raw::wish;
+use inferd_ipc::layout::Queue;
+use inferd_tests::raw::{RawAttach, wish};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket,
     sockopt::{Linger, RcvBuf, SndBuf},
@@ -44,6 +46,28 @@ fn dial(deed: &Deed) -> Option<OwnedFd> {
     Some(fd)
 }
 
+/// A session whose doorbell gets the descriptor, behind an empty message now and then. Says whether it was taken; none
+/// where there is no session.
+fn on_doorbell(deed: &Deed, i: u64, full: &TcpStream) -> Option<bool> {
+    let put = |doorbell: &OwnedFd| {
+        if i.is_multiple_of(3) {
+            let _ = fdpass::send(doorbell, b"", &[]);
+        }
+        fdpass::send(doorbell, b"!", &[full.as_fd()]).is_ok()
+    };
+    if i.is_multiple_of(2) {
+        let raw = RawAttach::connect(&deed.dir).ok()?;
+        raw.send(wish("m", 4, None).as_bytes(), &[]).ok()?;
+        let (_, fds) = raw.hear()?;
+        return fds.last().map(put);
+    }
+    let s = RawAttach::try_attach(&deed.dir, &wish("m", 4, Some(Queue::InOrder))).ok()?;
+    s.publish(0, &s.header(0), &[&[0x3e; 64]]);
+    let taken = put(&s.doorbell);
+    let _ = s.answered_or_over(0);
+    Some(taken)
+}
+
 /// See the file.
 pub fn run(deed: &Deed) -> Value {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
@@ -54,6 +78,23 @@ pub fn run(deed: &Deed) -> Value {
     for i in 0..deed.number("count", 10) {
         if Instant::now() > end {
             break;
+        }
+        if deed.word("socket") == "doorbell" {
+            let (full, unread) = lingering(&listener, deed.number("seconds", 1) as i32);
+            match on_doorbell(deed, i, &full) {
+                Some(true) => sent += 1,
+                Some(false) => refused += 1,
+                None => {
+                    unreachable += 1;
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            drop(full);
+            kept.push_back(unread);
+            if kept.len() > KEPT {
+                kept.pop_front();
+            }
+            continue;
         }
         let Some(there) = dial(deed) else {
             unreachable += 1;
@@ -66,6 +107,8 @@ pub fn run(deed: &Deed) -> Value {
         if i % 3 == 0 {
             let first = if deed.word("socket") == "control" { &b"\n"[..] } else { good.as_bytes() };
             let _ = fdpass::send(&there, first, &[]);
+        } else if i % 3 == 1 {
+            (0..2).for_each(|_| drop(fdpass::send(&there, b"", &[])));
         }
         match fdpass::send(&there, good.as_bytes(), &vec![full.as_fd(); many]) {
             Ok(()) => sent += 1,
