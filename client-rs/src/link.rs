@@ -190,7 +190,7 @@ impl Link {
 
     /// Asks the worker to ring the doorbell socket; false when a reply is there already, and nothing is armed.
     pub(crate) fn arm_poll(&mut self) -> bool {
-        while fdpass::drain(&self.doorbell) == fdpass::Drained::More {}
+        while !fdpass::drain(&self.doorbell) {}
         self.requester.state();
         self.armed = self.requester.arm_socket();
         self.armed

@@ -30,7 +30,7 @@ pub const OTHER_UID: u32 = 61_234;
 pub enum Tongue {
     /// `tests/src/bin/villain`.
     Rust,
-    /// `tests/hostile_c/villain.c`.
+    /// `tests/hostile_c`.
     C,
 }
 
@@ -42,7 +42,9 @@ fn compile(dir: &Path) -> PathBuf {
         let mut command = Command::new(cc);
         command.args(["-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror", "-pthread"]);
         command.arg("-I").arg(root.join("include")).arg("-I").arg(root.join("client-c"));
-        let ran = command.arg("-o").arg(&program).arg(root.join("tests/hostile_c/villain.c")).output();
+        let sources = ["villain", "session", "regions", "sockets", "crowd"];
+        command.args(sources.map(|name| root.join(format!("tests/hostile_c/{name}.c"))));
+        let ran = command.arg("-o").arg(&program).output();
         let ran = ran.expect("a C compiler is one of the few things that the build needs");
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     }

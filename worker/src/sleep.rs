@@ -146,7 +146,9 @@ impl Sleeper {
             if let Some(session) = sessions.iter().find(|s| s.number == event.data()) {
                 let closed = EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR | EpollFlags::EPOLLRDHUP;
                 // A client that closed its doorbell, or its end of it, or put descriptors into it, can not ring any more.
-                if event.events().intersects(closed) || fdpass::drain(&session.doorbell) == Drained::Descriptors {
+                if event.events().intersects(closed)
+                    || fdpass::drain_a_clients(&session.doorbell) == Drained::Descriptors
+                {
                     let _ = epoll.delete(&session.doorbell);
                 }
             }

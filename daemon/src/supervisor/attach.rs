@@ -9,6 +9,7 @@ use super::closing::Charged;
 use super::models::{ModelState, Stage};
 use super::poller::Token;
 use super::quota::Charge;
+use super::session_regions::Regions;
 use super::sessions::{BeginError, Parts, State};
 use super::sockets::refuse_descriptors;
 use super::{Phase, Supervisor, Timer, clock_ns};
@@ -17,12 +18,12 @@ use inferd_ipc::attach::{
 };
 use inferd_ipc::failpoint;
 use inferd_ipc::fdpass::{self, Peer, Received};
-use inferd_ipc::layout::{Backing, Geometry, Queue, ServingState};
+use inferd_ipc::layout::{Backing, Geometry, Queue};
 use inferd_ipc::limits::{
     ACCEPT_PAUSE_MS, ATTACH_ACCEPTS_PER_TURN, ATTACH_GRACE_MS, CLOCK_SKEW_MS_MAX, LINGERING_LOOK_MS,
     LINGERING_LOOK_MS_MAX, SESSIONS_PER_MODEL_MAX,
 };
-use inferd_ipc::region::{self, Access, NewRegion, RegionKind};
+use inferd_ipc::region::{self, Access};
 use inferd_ipc::signature::Signature;
 use inferd_ipc::state;
 use inferd_ipc::sys::look_at_message;
@@ -37,8 +38,6 @@ use zerocopy::IntoBytes;
 
 /// The uid that the kernel shows for users who are not mapped into this user namespace.
 const UNMAPPED_UID: u32 = 65_534;
-/// Mappings are whole pages.
-const PAGE_BYTES: u64 = 4096;
 
 /// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +67,7 @@ pub(super) struct Lingering {
 }
 
 /// A refusal: status and sentence.
-type Refusal = (AttachStatus, String);
+pub(super) type Refusal = (AttachStatus, String);
 
 impl Supervisor {
     /// The attach socket has connections.
@@ -497,85 +496,6 @@ impl Supervisor {
             held
         });
         youngest
-    }
-}
-
-/// The regions of a session that begins.
-struct Regions {
-    parts: Parts,
-    /// Request region, reply region (read-only), doorbell socket.
-    for_client: Vec<OwnedFd>,
-}
-
-impl Regions {
-    fn make(
-        geometry: Geometry,
-        backing: Backing,
-        instance: &str,
-        number: u64,
-        generation: u32,
-        signature: &Signature,
-    ) -> Result<Regions, Refusal> {
-        let no_region = |error: region::RegionError| (AttachStatus::NoResources, error.to_string());
-        let request =
-            region::create(backing, RegionKind::Request, geometry.request_bytes, instance).map_err(no_region)?;
-        let request = Named(Some(request));
-        let reply = region::create(backing, RegionKind::Reply, geometry.reply_bytes, instance).map_err(no_region)?;
-        let reply = Named(Some(reply));
-        // Header, signature and words only: mapping all of a large region would hold the loop up.
-        let head_bytes = geometry.reply_slots.next_multiple_of(PAGE_BYTES);
-        let mem = region::map(reply.fd(), head_bytes, Access::ReadWrite, backing).map_err(no_region)?;
-        region::init_reply(&mem, number, generation, signature, &geometry, ServingState::Serving);
-        let (ours, theirs) = fdpass::socketpair().map_err(|error| {
-            (AttachStatus::NoResources, format!("no doorbell socket: {error}; raise the limit on descriptors"))
-        })?;
-        let doorbell_refuses = refuse_descriptors(&ours);
-        let for_client = vec![
-            region::for_client(request.region(), RegionKind::Request).map_err(no_region)?,
-            region::for_client(reply.region(), RegionKind::Reply).map_err(no_region)?,
-            theirs,
-        ];
-        let (request, reply) = (request.keep(), reply.keep());
-        let parts = Parts {
-            connection: 0,
-            pid: 0,
-            queue: geometry.queue(),
-            geometry,
-            backing,
-            names: request.name.into_iter().chain(reply.name).collect(),
-            request: Rc::new(request.fd),
-            reply: Rc::new(reply.fd),
-            doorbell: Rc::new(ours),
-            doorbell_refuses,
-            state: None,
-            ready_at: None,
-        };
-        Ok(Regions { parts, for_client })
-    }
-}
-
-/// A region whose name goes with it, unless it is kept.
-struct Named(Option<NewRegion>);
-
-impl Named {
-    fn region(&self) -> &NewRegion {
-        self.0.as_ref().expect("kept only by value")
-    }
-
-    fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.region().fd.as_fd()
-    }
-
-    fn keep(mut self) -> NewRegion {
-        self.0.take().expect("kept only by value")
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        if let Some(name) = self.0.as_ref().and_then(|region| region.name.as_deref()) {
-            region::unlink(name);
-        }
     }
 }
 

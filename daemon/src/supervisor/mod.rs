@@ -27,6 +27,7 @@ mod reaping;
 mod recovery;
 mod reload;
 mod restarts;
+mod session_regions;
 mod sessions;
 mod shadow;
 mod signals;

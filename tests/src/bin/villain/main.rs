@@ -2,7 +2,7 @@
 //!
 //! Each deed does by bare records, words and system calls what no client library would, and ends with one line of JSON
 //! on stdout that says what it managed to do; judging that is the scenario's business (`tests/tests/villains.rs`). It
-//! exits with 0 unless the deed could not even be tried. `tests/hostile_c/villain.c` is the same in C.
+//! exits with 0 unless the deed could not even be tried. `tests/hostile_c` is the same in C.
 
 mod crowd;
 mod flip;
