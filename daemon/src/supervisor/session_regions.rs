@@ -1,7 +1,7 @@
 //! What a session is made of when it begins: two regions and a doorbell socket.
 //!
-//! The request region is the client's to write, the reply region the worker's; both are sized and sealed as the threat model
-//! says before anybody else has them. Whatever fails half-way leaves no name behind.
+//! The request region is the client's to write, the reply region the worker's; both have their size for good before
+//! anybody else has them, and the request region's last seal comes with MAPPED. Whatever fails half-way leaves no name behind.
 
 use super::attach::Refusal;
 use super::sessions::Parts;
