@@ -17,7 +17,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-
 /* ---- where the daemon is ---- */
 
 static int set_dir(struct inferd_session *s, const char *rule, const char *dir, const char *below)

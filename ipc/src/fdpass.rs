@@ -81,19 +81,6 @@ pub fn ring(socket: impl AsFd) {
     let _ = nix::sys::socket::send(socket.as_fd().as_raw_fd(), &[1], flags);
 }
 
-/// Empties a doorbell socket of a peer that is trusted, at most [`crate::limits::DOORBELL_DRAIN_MAX`] rings. Says whether it
-/// is empty now.
-pub fn drain(socket: impl AsFd) -> bool {
-    let mut buffer = [0; 8];
-    for _ in 0..crate::limits::DOORBELL_DRAIN_MAX {
-        match nix::sys::socket::recv(socket.as_fd().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            Ok(0) | Err(_) => return true,
-            Ok(_) => {}
-        }
-    }
-    false
-}
-
 /// What lies in a client's doorbell socket that was emptied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drained {
@@ -105,14 +92,24 @@ pub enum Drained {
     Descriptors,
 }
 
+/// Empties a doorbell socket of a peer that is trusted, at most [`crate::limits::DOORBELL_DRAIN_MAX`] rings. Says whether it
+/// is empty now.
+pub fn drain(socket: impl AsFd) -> bool {
+    take_rings(socket.as_fd(), false) == Drained::Empty
+}
+
 /// Empties a client's doorbell socket, at most [`crate::limits::DOORBELL_DRAIN_MAX`] rings, and looks before it takes one.
 pub fn drain_a_clients(socket: impl AsFd) -> Drained {
+    take_rings(socket.as_fd(), true)
+}
+
+fn take_rings(socket: BorrowedFd<'_>, looks: bool) -> Drained {
     let mut buffer = [0; 8];
     for _ in 0..crate::limits::DOORBELL_DRAIN_MAX {
-        if matches!(crate::sys::look_at_message(socket.as_fd(), &mut [0]), Ok((_, true))) {
+        if looks && matches!(crate::sys::look_at_message(socket, &mut [0]), Ok((_, true))) {
             return Drained::Descriptors;
         }
-        match nix::sys::socket::recv(socket.as_fd().as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+        match nix::sys::socket::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(0) | Err(_) => return Drained::Empty,
             Ok(_) => {}
         }

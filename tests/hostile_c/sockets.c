@@ -28,6 +28,19 @@ static int lingering(int listener, int seconds, int *peer) {
     return fd;
 }
 
+/* A connection that gets the descriptor, many times now and then: 0, an errno, or -1 without one. */
+static int on_connection(uint64_t i, int full) {
+    int there = strcmp(word("socket", "attach"), "control") == 0 ? dial("control.sock", SOCK_STREAM)
+                                                                 : dial("attach.sock", SOCK_SEQPACKET);
+    if (there < 0) {
+        return -1;
+    }
+    struct ifd_attach_record w = wish("");
+    int error = send_with(there, &w, sizeof w, full, i % 5 == 0 ? 200 : 1);
+    close(there);
+    return error;
+}
+
 /* A session whose doorbell gets the descriptor, behind an empty message now and then: 0, an errno, or -1 without a session. */
 static int on_doorbell(uint64_t i, int full) {
     struct session s;
@@ -58,44 +71,22 @@ int linger(void) {
     if (bind(listener, (struct sockaddr *)&address, sizeof address) != 0 || listen(listener, 16) != 0) {
         return 1;
     }
+    bool bell = strcmp(word("socket", "attach"), "doorbell") == 0;
     uint64_t end = now_ns() + number("at_most_s", 20) * 1000000000u;
     for (uint64_t i = 0; i < number("count", 10) && now_ns() < end; i++) {
-        if (strcmp(word("socket", "attach"), "doorbell") == 0) {
-            int *unread = &kept[i % KEPT];
-            if (*unread >= 0) {
-                close(*unread);
-            }
-            int full = lingering(listener, (int)number("seconds", 1), unread);
-            int error = on_doorbell(i, full);
-            sent += error == 0;
-            refused += error == EPERM;
-            unreachable += error != 0 && error != EPERM;
-            close(full);
-            nap(error == 0 || error == EPERM ? 0 : 5 * MS);
-            continue;
+        int *unread = &kept[i % KEPT];
+        if (*unread >= 0) {
+            close(*unread);
         }
-        int there = strcmp(word("socket", "attach"), "control") == 0 ? dial("control.sock", SOCK_STREAM)
-                                                                     : dial("attach.sock", SOCK_SEQPACKET);
-        int *peer = &kept[i % KEPT];
-        if (*peer >= 0) {
-            close(*peer);
-        }
-        int full = there < 0 ? -1 : lingering(listener, (int)number("seconds", 1), peer);
-        if (full < 0) {
-            unreachable++;
-            nap(5 * MS);
-        } else {
-            struct ifd_attach_record w = wish("");
-            int error = send_with(there, &w, sizeof w, full, i % 5 == 0 ? 200 : 1);
-            sent += error == 0;
-            refused += error == EPERM;
-            unreachable += error != 0 && error != EPERM;
+        int full = lingering(listener, (int)number("seconds", 1), unread);
+        int error = full < 0 ? -1 : bell ? on_doorbell(i, full) : on_connection(i, full);
+        sent += error == 0;
+        refused += error == EPERM;
+        unreachable += error != 0 && error != EPERM;
+        if (full >= 0) {
             close(full);
         }
-        if (there >= 0) {
-            close(there);
-        }
-        nap(2 * MS);
+        nap(error == 0 || error == EPERM ? 2 * MS : 5 * MS);
     }
     nap((long)number("hold_ms", 100) * MS);
     printf("{\"sent\":%d,\"refused\":%d,\"unreachable\":%d}\n", sent, refused, unreachable);

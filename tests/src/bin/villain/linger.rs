@@ -15,7 +15,7 @@ use nix::sys::socket::{
 };
 use serde_json::{Value, json};
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -36,36 +36,50 @@ fn lingering(listener: &TcpListener, seconds: i32) -> (TcpStream, TcpStream) {
     (full, unread)
 }
 
-fn dial(deed: &Deed) -> Option<OwnedFd> {
+fn dial(deed: &Deed) -> io::Result<OwnedFd> {
     let (kind, name) = match deed.word("socket") {
         "control" => (SockType::Stream, "control.sock"),
         _ => (SockType::SeqPacket, "attach.sock"),
     };
-    let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).ok()?;
-    connect(fd.as_raw_fd(), &UnixAddr::new(&deed.dir.join(name)).ok()?).ok()?;
-    Some(fd)
+    let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(&deed.dir.join(name))?)?;
+    Ok(fd)
 }
 
-/// A session whose doorbell gets the descriptor, behind an empty message now and then. Says whether it was taken; none
-/// where there is no session.
-fn on_doorbell(deed: &Deed, i: u64, full: &TcpStream) -> Option<bool> {
+/// A connection that gets the descriptor, many times now and then.
+fn on_connection(deed: &Deed, i: u64, full: &TcpStream) -> io::Result<()> {
+    let there = dial(deed)?;
+    let good = wish("m", 4, None);
+    let many = if i.is_multiple_of(5) { 200 } else { 1 };
+    if i.is_multiple_of(3) {
+        let first = if deed.word("socket") == "control" { &b"\n"[..] } else { good.as_bytes() };
+        let _ = fdpass::send(&there, first, &[]);
+    } else if i % 3 == 1 {
+        (0..2).for_each(|_| drop(fdpass::send(&there, b"", &[])));
+    }
+    fdpass::send(&there, good.as_bytes(), &vec![full.as_fd(); many])
+}
+
+/// A session whose doorbell gets the descriptor, behind an empty message now and then.
+fn on_doorbell(deed: &Deed, i: u64, full: &TcpStream) -> io::Result<()> {
     let put = |doorbell: &OwnedFd| {
         if i.is_multiple_of(3) {
             let _ = fdpass::send(doorbell, b"", &[]);
         }
-        fdpass::send(doorbell, b"!", &[full.as_fd()]).is_ok()
+        fdpass::send(doorbell, b"!", &[full.as_fd()])
     };
+    let none = || io::Error::from(ErrorKind::NotConnected);
     if i.is_multiple_of(2) {
-        let raw = RawAttach::connect(&deed.dir).ok()?;
-        raw.send(wish("m", 4, None).as_bytes(), &[]).ok()?;
-        let (_, fds) = raw.hear()?;
-        return fds.last().map(put);
+        let raw = RawAttach::connect(&deed.dir)?;
+        raw.send(wish("m", 4, None).as_bytes(), &[])?;
+        let (_, fds) = raw.hear().ok_or_else(none)?;
+        return fds.last().map_or_else(|| Err(none()), put);
     }
-    let s = RawAttach::try_attach(&deed.dir, &wish("m", 4, Some(Queue::InOrder))).ok()?;
+    let s = RawAttach::try_attach(&deed.dir, &wish("m", 4, Some(Queue::InOrder))).map_err(|_| none())?;
     s.publish(0, &s.header(0), &[&[0x3e; 64]]);
     let taken = put(&s.doorbell);
     let _ = s.answered_or_over(0);
-    Some(taken)
+    taken
 }
 
 /// See the file.
@@ -79,41 +93,15 @@ pub fn run(deed: &Deed) -> Value {
         if Instant::now() > end {
             break;
         }
-        if deed.word("socket") == "doorbell" {
-            let (full, unread) = lingering(&listener, deed.number("seconds", 1) as i32);
-            match on_doorbell(deed, i, &full) {
-                Some(true) => sent += 1,
-                Some(false) => refused += 1,
-                None => {
-                    unreachable += 1;
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            }
-            drop(full);
-            kept.push_back(unread);
-            if kept.len() > KEPT {
-                kept.pop_front();
-            }
-            continue;
-        }
-        let Some(there) = dial(deed) else {
-            unreachable += 1;
-            std::thread::sleep(Duration::from_millis(5));
-            continue;
-        };
         let (full, unread) = lingering(&listener, deed.number("seconds", 1) as i32);
-        let good = wish("m", 4, None);
-        let many = if i % 5 == 0 { 200 } else { 1 };
-        if i % 3 == 0 {
-            let first = if deed.word("socket") == "control" { &b"\n"[..] } else { good.as_bytes() };
-            let _ = fdpass::send(&there, first, &[]);
-        } else if i % 3 == 1 {
-            (0..2).for_each(|_| drop(fdpass::send(&there, b"", &[])));
-        }
-        match fdpass::send(&there, good.as_bytes(), &vec![full.as_fd(); many]) {
+        let put = if deed.word("socket") == "doorbell" { on_doorbell } else { on_connection };
+        match put(deed, i, &full) {
             Ok(()) => sent += 1,
             Err(e) if e.kind() == ErrorKind::PermissionDenied => refused += 1,
-            Err(_) => unreachable += 1,
+            Err(_) => {
+                unreachable += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
         drop(full);
         kept.push_back(unread);
