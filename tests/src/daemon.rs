@@ -509,8 +509,10 @@ impl Daemon {
         while since.elapsed() < Duration::from_millis(150) {
             std::thread::sleep(Duration::from_millis(10));
             let now = self.footprint();
-            // A generation that is still being stored is held until it is.
-            if now != last || holds_open(self.pid(), ".partial") {
+            // A generation that is still being stored is held until it is, and so is the folder that the disk has to
+            // take in after it, for as long as the disk likes.
+            let stores = |folder| holds_open(self.pid(), &self.state_dir().join(folder));
+            if now != last || stores("blobs") || stores("history") {
                 (last, since) = (now, Instant::now());
             }
             assert!(Instant::now() < end, "supervisor and workers do not come to rest: {last:#?}");

@@ -49,11 +49,11 @@ impl Footprint {
     }
 }
 
-/// Whether a process has a file of this name open.
+/// Whether a process has anything within this folder open, or the folder itself.
 #[must_use]
-pub fn holds_open(pid: u32, name: &str) -> bool {
+pub fn holds_open(pid: u32, folder: &Path) -> bool {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|target| target.ends_with(name))
+    entries.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|target| target.starts_with(folder))
 }
 
 /// The length of a line of `/proc/PID/maps`.

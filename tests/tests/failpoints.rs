@@ -117,3 +117,17 @@ fn a_store_that_fails_at_any_step_leaves_the_generation_serving_unstored() {
         within(Duration::from_secs(2), "stored again", || armed.daemon.history("m")[0].stored);
     });
 }
+
+#[test]
+fn what_a_slow_disk_holds_up_is_in_no_baseline() {
+    failpoints::run("what_a_slow_disk_holds_up_is_in_no_baseline", || {
+        let mut armed = Armed::prepare(DaemonConfig::new(Backing::Memfd).model(Model::counter("m")));
+        // Longer than a baseline looks on, and over well before it gives up.
+        armed.arm("daemon.store.renamed", Action::Sleep { us: 600_000 }, 1);
+        armed.daemon.start();
+        armed.acted("daemon.store.renamed", Duration::from_secs(2));
+        let baseline = armed.daemon.baseline();
+        assert!(armed.daemon.history("m")[0].stored, "it was waited for");
+        armed.daemon.settles_to(&baseline);
+    });
+}

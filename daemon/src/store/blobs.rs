@@ -88,10 +88,12 @@ fn copy(from: &File, bytes: u64, to: &Path) -> io::Result<()> {
 
 /// Renames a written file into place, so that it survives a power cut.
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    // First of all, so that a want of descriptors is known before the file is in its place.
+    let folder = to.parent().map(File::open).transpose()?;
     failpoint!("daemon.store.renaming");
     fs::rename(from, to)?;
     failpoint!("daemon.store.renamed");
-    to.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    folder.map_or(Ok(()), |folder| folder.sync_all())
 }
 
 /// Writes a small text whole, or not at all.
