@@ -61,6 +61,12 @@ impl Connection {
         !self.ended && !self.broken && self.open < CONTROL_REQUESTS_OPEN_MAX
     }
 
+    /// Whether [`Connection::next_request`] has something to look at: lines that waited for answers of earlier ones.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        !self.broken && self.open < CONTROL_REQUESTS_OPEN_MAX && self.searched < self.input.len()
+    }
+
     /// Takes bytes that were read; call [`Connection::next_request`] until there is none before the next read.
     pub fn feed(&mut self, bytes: &[u8]) {
         if !self.ended && !self.broken {

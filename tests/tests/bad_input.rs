@@ -7,7 +7,7 @@ use inferd_ipc::attach::{self, AttachStatus, Attached, RecordKind};
 use inferd_ipc::control::{Command as Rpc, Reload, RpcError, ValidateAnswer, code};
 use inferd_ipc::fdpass;
 use inferd_ipc::layout::{Backing, Geometry};
-use inferd_ipc::limits::VALIDATIONS_MAX;
+use inferd_ipc::limits::{CONTROL_REQUESTS_OPEN_MAX, VALIDATIONS_MAX};
 use inferd_tests::control::Control;
 use inferd_tests::ran::Ran;
 use inferd_tests::skip::is_root;
@@ -241,6 +241,21 @@ fn words_on_the_control_socket_that_are_no_command_get_typed_errors() {
     let flood = vec![b'x'; 4 << 20];
     let _ = endless.raw(&flood);
     assert_eq!(daemon.status().state, "ready");
+    undisturbed(&daemon, &mut robot, 2);
+}
+
+#[test]
+fn requests_that_are_sent_at_once_are_all_answered_however_many() {
+    let _turn = turn();
+    let (daemon, mut robot) = with_a_session();
+    let mut operator = Control::connect(&daemon.runtime_dir()).expect("it listens");
+    let line = |id| format!("{{\"jsonrpc\": \"2.0\", \"id\": {id}, \"method\": \"stats\", \"params\": {{}}}}\n");
+    let lines: String = (1..=3 * CONTROL_REQUESTS_OPEN_MAX).map(line).collect();
+    operator.raw(lines.as_bytes()).expect("it reads");
+    for id in 1..=3 * CONTROL_REQUESTS_OPEN_MAX {
+        let answer = operator.message().expect("an answer to each");
+        assert_eq!((answer.id, answer.error.is_none()), (Some(id.into()), true));
+    }
     undisturbed(&daemon, &mut robot, 2);
 }
 

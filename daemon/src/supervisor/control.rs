@@ -151,7 +151,8 @@ impl Supervisor {
         if control.rpc.fate() == Fate::Close {
             return self.drop_control(id);
         }
-        let interest = (control.rpc.wants_read(), !control.rpc.output().is_empty());
+        // Lines that have waited come with room to write, of which there is some at once: their answers wait in line too.
+        let interest = (control.rpc.wants_read(), !control.rpc.output().is_empty() || control.rpc.has_more());
         if interest != control.interest {
             control.interest = interest;
             self.poller.interest_stream(&control.socket, Token::Control(id), interest.0, interest.1);
