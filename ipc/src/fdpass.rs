@@ -106,8 +106,13 @@ pub fn drain_a_clients(socket: impl AsFd) -> Drained {
 fn take_rings(socket: BorrowedFd<'_>, looks: bool) -> Drained {
     let mut buffer = [0; 8];
     for _ in 0..crate::limits::DOORBELL_DRAIN_MAX {
-        if looks && matches!(crate::sys::look_at_message(socket, &mut [0]), Ok((_, true))) {
-            return Drained::Descriptors;
+        if looks {
+            match crate::sys::look_at_message(socket, &mut [0]) {
+                Ok((_, false)) => {}
+                Ok((_, true)) => return Drained::Descriptors,
+                // Nothing was there to look at: what has come since was not looked at.
+                Err(_) => return Drained::Empty,
+            }
         }
         match nix::sys::socket::recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(0) | Err(_) => return Drained::Empty,
@@ -152,6 +157,23 @@ pub fn hung_up(socket: impl AsFd) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_with_descriptors_that_comes_between_two_looks_is_not_received() {
+        for _ in 0..2_000 {
+            let (ours, theirs) = socketpair().unwrap();
+            let sender = std::thread::spawn(move || {
+                ring(&theirs);
+                send(&theirs, b"x", &[theirs.as_fd()]).unwrap();
+                theirs
+            });
+            let begin = std::time::Instant::now();
+            while drain_a_clients(&ours) != Drained::Descriptors {
+                assert!(begin.elapsed() < std::time::Duration::from_secs(10), "it was received, and thrown away");
+            }
+            sender.join().unwrap();
+        }
+    }
 
     #[test]
     fn descriptors_travel_with_their_message() {
