@@ -148,8 +148,11 @@ static const char *arrive(struct inferd_session *s, const struct ifd_reply_heade
 
 int ifd_absorb(struct inferd_session *s)
 {
-    while (has_room(s) && ifd_reply_ready(s)) {
+    while (ifd_reply_ready(s)) {
         struct ifd_reply_header header;
+        if (!has_room(s)) {
+            return ifd_peer_fault(s, "a reply in a slot that was not released");
+        }
         memcpy(&header, ifd_reply_slot(s, s->next_reply), sizeof header);
         IFD_FAILPOINT("client.polled");
         const char *fault = arrive(s, &header);

@@ -315,6 +315,27 @@ static void a_reply_that_contradicts_what_was_published_ends_the_session(void)
     }
 }
 
+static void a_reply_beyond_what_was_released_ends_the_session_and_not_the_callers_time(void)
+{
+    struct fake f;
+    struct inferd_reply held[2], reply;
+    fake_start(&f, 2, INFERD_LATEST, 1000);
+    struct inferd_session *s = fake_attach(&f, NULL);
+    for (unsigned n = 0; n < 2; n++) {
+        struct inferd_ticket ticket = submit(s, (float)n, n);
+        fake_answer(&f, n, INFERD_OK, 0, 0, (float)n);
+        CHECK_EQ(inferd_wait(s, ticket, INFERD_FOREVER, &held[n]), INFERD_OK);
+    }
+    struct inferd_ticket newest = submit(s, 2, 2);
+    CHECK_EQ(inferd_wait(s, newest, 2 * MS, &reply), -ETIMEDOUT); /* there is no room for its answer */
+    newest = submit(s, 3, 3);
+    fake_answer(&f, 3, INFERD_OK, 0, 0, 3);
+    CHECK_EQ(inferd_wait(s, newest, 2 * MS, &reply), -EPROTO);
+    CHECK(strstr(inferd_error(s), "not released") != NULL);
+    inferd_detach(s);
+    fake_stop(&f);
+}
+
 static void after_a_hang_up_the_slot_is_looked_at_once_more(void)
 {
     for (uint32_t spin_us = 0; spin_us <= 5000; spin_us += 5000) {
@@ -493,6 +514,7 @@ int main(void)
     RUN(a_reset_is_named_by_every_later_request);
     RUN(while_no_worker_serves_nothing_is_published);
     RUN(a_reply_that_contradicts_what_was_published_ends_the_session);
+    RUN(a_reply_beyond_what_was_released_ends_the_session_and_not_the_callers_time);
     RUN(after_a_hang_up_the_slot_is_looked_at_once_more);
     RUN(a_try_loop_notices_the_hang_up_within_milliseconds);
     RUN(one_call_returns_its_own_reply_only);

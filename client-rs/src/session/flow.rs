@@ -171,8 +171,8 @@ impl Session {
 
     fn take_in(&mut self) -> Result<(), Error> {
         let before = self.tickets.released();
-        while self.tickets.has_room() {
-            let Some(header) = self.link.poll() else { break };
+        // Where there is no room for one, whoever answers lies.
+        while let Some(header) = self.link.poll() {
             if let Err(fault) = self.tickets.arrived(&header) {
                 return Err(self.broken(fault.0));
             }
