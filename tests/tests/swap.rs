@@ -3,6 +3,7 @@
 //! Under load every driver keeps a ledger of its own: a lost, doubled or mislabelled reply is a
 //! violation in its summary. Generations can be told apart by their output (an offset in the manifest).
 
+use inferd_ipc::layout::Backing;
 use inferd_tests::answer::hex_f32;
 use inferd_tests::{Model, ms, scenarios, within};
 use std::time::Instant;
@@ -15,6 +16,18 @@ fn marked(generation: u32) -> Model {
     Model::echo("m").queue(4, "in_order").rule("y", &format!("offset = {generation}"))
 }
 
+#[test]
+fn a_sighup_during_the_start_does_not_make_it_ready() {
+    let _turn = inferd_tests::turn();
+    let model = Model::echo("m").option("load_delay_ms", 2_500);
+    let mut daemon = inferd_tests::DaemonConfig::new(Backing::Memfd).model(model).prepare();
+    // Whoever signals is no child of the daemon.
+    daemon.inside(&["sh", "-c"], |inferd| vec![format!("( (sleep 1; kill -HUP $$) & ); exec {inferd}")]);
+    daemon.start();
+    assert!(daemon.log().contains("configuration read"), "the signal was seen before");
+    assert_eq!(daemon.model("m").state, "live", "READY after {:?}", daemon.ready_after());
+}
+
 scenarios! {
     fn rule_10_twenty_reloads_under_load_lose_double_and_mislabel_nothing(case) {
         let stateful = Model::counter("m").queue(4, "in_order");
@@ -25,7 +38,7 @@ scenarios! {
         for (i, robot) in robots.iter_mut().enumerate() {
             let depth = 1 + i % 3;
             let check = if i == 3 { "echo" } else { "count" };
-            robot.begin(&format!("loop seconds=4 rate_hz=1000 depth={depth} check={check} seed={}", i * 1_000_000));
+            robot.begin(&format!("loop seconds=6 rate_hz=1000 depth={depth} check={check} seed={}", i * 1_000_000));
         }
         let start = Instant::now();
         let mut reloads = 0;
@@ -35,7 +48,7 @@ scenarios! {
             assert_eq!((answer.from_generation, answer.to_generation), (reloads, reloads + 1));
             assert_eq!(answer.state, "carried");
         }
-        assert!(start.elapsed() < ms(3800), "{RELOADS} reloads took {:?}: longer than the load", start.elapsed());
+        assert!(start.elapsed() < ms(5_800), "{RELOADS} reloads took {:?}: longer than the load", start.elapsed());
         for (i, robot) in robots.iter_mut().enumerate() {
             let summary = robot.finish(ms(20_000)).clean();
             assert_eq!(summary.count("ok") + summary.count("superseded"), summary.number("sent"), "{}", summary.json);

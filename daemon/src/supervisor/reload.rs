@@ -36,7 +36,11 @@ impl Supervisor {
         if matches!(self.phase, Phase::Draining | Phase::Over) {
             return;
         }
-        self.notify.reloading();
+        // A daemon that starts is READY when its models are there, and not before.
+        let tells = self.phase == Phase::Ready;
+        if tells {
+            self.notify.reloading();
+        }
         match Config::load(self.config_path.as_deref(), &self.overrides) {
             Ok(new) => self.apply_config(new),
             Err(errors) => {
@@ -45,8 +49,10 @@ impl Supervisor {
                 }
             }
         }
-        let status = self.status_line(&StatsAnswer::new());
-        self.notify.ready(&status);
+        if tells {
+            let status = self.status_line(&StatsAnswer::new());
+            self.notify.ready(&status);
+        }
     }
 
     fn apply_config(&mut self, mut new: Config) {
@@ -91,6 +97,9 @@ impl Supervisor {
         model.configured = true;
         if reload {
             self.want(id, Wanted::Config(Box::new(config)));
+        } else if let Some(Wanted::Config(waiting)) = &mut model.wanted {
+            // It holds the change that waits too.
+            **waiting = config;
         } else {
             model.config = config;
             self.watch_files(id);

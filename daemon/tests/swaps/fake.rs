@@ -67,7 +67,7 @@ impl Fake {
             "refuses" => self.refuse("this file is no good; make a better one"),
             "speaks_garbage" => fdpass::send(&self.socket, b"{}", &[]).expect("sent"),
             "never_loads" => std::thread::sleep(Duration::from_secs(60)),
-            "loads_slowly" => std::thread::sleep(Duration::from_millis(250)),
+            "loads_slowly" => std::thread::sleep(Duration::from_millis(700)),
             "dies_loading" => exit(DIED),
             "asks_for_secrets" => self.ask("../secrets", buffer),
             _ => {}
@@ -146,7 +146,7 @@ impl Fake {
             "hangs_shadowing" => std::thread::sleep(Duration::from_secs(60)),
             "shadows_slowly" => {
                 self.send(&FromWorker::Shadowing { done: 1, of: steps });
-                std::thread::sleep(Duration::from_millis(250));
+                std::thread::sleep(Duration::from_millis(700));
             }
             "shadows_more_than_asked" => report.steps += 1,
             "shadows_a_difference_below_zero" => out.max = -1.0,

@@ -10,6 +10,7 @@ pub const SCENARIOS: &[(&str, fn())] = &[
     ("a_dry_run_judges_and_changes_nothing", dry_run),
     ("a_configured_gate_holds_for_sighup_too", configured_gate),
     ("a_second_reload_during_a_shadow_is_busy_and_a_sighup_waits", busy_shadow),
+    ("a_configuration_that_changes_twice_while_a_model_is_busy_is_the_last_one_then", changed_twice_while_busy),
     ("a_drain_during_a_shadow_ends_in_time", drain_in_shadow),
     ("a_dump_brings_a_descriptor_that_cannot_write_even_in_quarantine", dump),
     ("a_worker_that_a_kill_does_not_end_is_left_behind", stuck),
@@ -127,6 +128,24 @@ fn busy_shadow() {
     });
     within("the changed configuration is served", || daemon.model()["generation"] == 3);
     daemon.serves(3);
+    daemon.drain();
+}
+
+fn changed_twice_while_busy() {
+    let daemon = Daemon::start("none");
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| reload(&daemon, "shadows_slowly", json!({"shadow": {"steps": 8}})));
+        std::thread::sleep(Duration::from_millis(100));
+        daemon.reconfigure(&folder(daemon.dir.path(), "good"), "");
+        std::thread::sleep(Duration::from_millis(100));
+        // What needs no other worker by itself belongs to the change that waits.
+        daemon.reconfigure(&folder(daemon.dir.path(), "good"), "gate = { shadow = 16, max_diff = { out = 0.2 } }\n");
+        assert_eq!(slow.join().expect("reloads")["result"]["to_generation"], 2);
+    });
+    within("the change was tried", || daemon.history().len() == 3);
+    let tried = &daemon.history()[0];
+    assert_eq!((&tried["cause"], &tried["verdict"]["accepted"]), (&json!("configuration"), &json!(false)), "{tried}");
+    daemon.serves(2);
     daemon.drain();
 }
 
