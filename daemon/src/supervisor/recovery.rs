@@ -270,6 +270,11 @@ impl Supervisor {
             // Killed before it had taken, it never will: nothing of it runs any more, and the old one may resume.
             return self.abort_swap(id, stuck, HOW, None);
         }
+        if swapping_to {
+            // Its own exit, if it ever comes, must not decide about what follows.
+            model.swap = None;
+            self.poller.cancel(|timer| matches!(timer, Timer::Swap { model, .. } if *model == id));
+        }
         if model.next == Some(stuck) {
             model.next = None;
             return self.fail_operation(id, HOW);
@@ -304,5 +309,6 @@ impl Supervisor {
         model.deaths += 1;
         model.state = ModelState::Recovering;
         self.schedule_restart(id, HOW);
+        self.swap_when_possible(id);
     }
 }

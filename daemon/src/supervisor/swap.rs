@@ -212,10 +212,13 @@ impl Supervisor {
     /// The new worker's executor has the baton.
     pub(super) fn on_taken(&mut self, worker: u64) {
         let Some(id) = self.workers.get(&worker).and_then(|found| found.model) else { return };
-        let expected = self.models.get(&id).and_then(|model| model.swap.as_ref()).is_some_and(|swap| swap.to == worker);
-        if expected {
-            self.commit_swap(id);
-            self.swap_when_possible(id);
+        match self.models.get(&id).and_then(|model| model.swap.as_ref()).filter(|swap| swap.to == worker) {
+            Some(swap) if swap.granted.is_some() => {
+                self.commit_swap(id);
+                self.swap_when_possible(id);
+            }
+            Some(_) => self.kill_worker(worker, "it took a baton that it was not granted"),
+            None => {}
         }
     }
 
@@ -391,7 +394,9 @@ impl Supervisor {
         let Some(model) = self.models.get_mut(&id) else { return };
         let Some(swap) = model.swap.take() else { return };
         if model.live.as_ref().is_some_and(|live| live.worker == gone) {
-            return self.on_live_gone(id, resumed, how);
+            self.on_live_gone(id, resumed, how);
+            // Another one may have become warm meanwhile, and have waited for this swap.
+            return self.swap_when_possible(id);
         }
         if model.kept.as_ref().is_some_and(|kept| kept.worker == gone) {
             model.kept = None;

@@ -11,12 +11,13 @@ mod reference;
 mod step;
 mod worker;
 
+use super::models::ModelState;
 use super::start::{Options, Surroundings, assemble};
 use super::{Phase, Supervisor, Timer};
 use crate::config::{Config, KeepPrevious, ModelConfig, Overrides};
 use crate::logs::Logs;
 use inferd_ipc::control::code;
-use inferd_ipc::limits::RESTART_WINDOW_MS;
+use inferd_ipc::limits::{RESTART_WINDOW_MS, WORKER_EXIT_MS};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -494,4 +495,62 @@ fn an_old_worker_that_does_not_let_go_when_the_new_one_is_gone_is_ended_and_the_
     walk.settle();
     assert_eq!(walk.reference.told()["a"][1], 2);
     walk.end();
+}
+
+#[test]
+fn an_old_worker_that_dies_before_it_resumes_leaves_its_place_to_the_one_that_waits() {
+    let place = place();
+    let mut walk = Walk::begin(place.path(), false);
+    walk.load("a", &of("none"));
+    walk.settle();
+    let serving = walk.known - 1;
+    walk.reload("a", &of("dies_when_granted"), false);
+    walk.turn();
+    walk.everybody();
+    walk.reload("a", &of("none"), false);
+    walk.turn();
+    walk.everybody();
+    walk.kill(serving);
+    walk.turn();
+    walk.everybody();
+    assert_eq!(walk.reference.told()["a"][1], 2, "at once, and not after another load");
+    walk.settle();
+    walk.end();
+}
+
+#[test]
+fn an_old_worker_that_says_it_took_a_baton_that_it_was_not_granted_is_killed() {
+    let place = place();
+    let mut walk = Walk::begin(place.path(), false);
+    walk.load("a", &of("none"));
+    walk.settle();
+    let serving = walk.known - 1;
+    walk.reload("a", &of("dies_when_granted"), false);
+    walk.turn();
+    walk.everybody();
+    walk.workers.borrow()[serving].claims();
+    walk.turn();
+    assert!(walk.workers.borrow()[serving].doomed, "the next one is gone, and the old one has yet to resume");
+}
+
+#[test]
+fn a_killed_worker_whose_files_are_closed_first_has_its_whole_time_to_be_gone() {
+    let place = place();
+    let mut walk = Walk::begin(place.path(), false);
+    let (&id, model) = walk.supervisor.models.iter().next().expect("a model");
+    let live = model.live_worker().expect("it serves");
+    walk.supervisor.kill_worker(live, "a test wished it");
+    walk.workers.borrow()[0].hangs_up();
+    walk.turn();
+    let state = |walk: &Walk<'_>| walk.supervisor.models[&id].state;
+    // Without those who end it when they are killed.
+    let later = |walk: &mut Walk<'_>, ms| {
+        walk.now += Duration::from_millis(ms);
+        walk.supervisor.poller.set_time(walk.now);
+        walk.turn();
+    };
+    later(&mut walk, WORKER_EXIT_MS - 1);
+    assert_eq!(state(&walk), ModelState::Live, "its exit says what it was running");
+    later(&mut walk, 1);
+    assert_eq!(state(&walk), ModelState::Recovering, "it is not waited for any longer");
 }

@@ -99,7 +99,7 @@ impl Worker {
     /// The record is too long.
     pub fn send(
         &mut self,
-        poller: &Poller<Timer>,
+        poller: &mut Poller<Timer>,
         id: u64,
         record: &ToWorker,
         fds: &[Rc<OwnedFd>],
@@ -108,19 +108,19 @@ impl Worker {
         if self.ended || self.killed {
             return Ok(());
         }
-        if self.waiting.is_empty() && self.send_now(&bytes, fds) {
+        if self.waiting.is_empty() && self.send_now(poller, id, &bytes, fds) {
             return Ok(());
         }
         self.waiting.push_back((bytes, fds.to_vec()));
         if self.waiting.len() > WORKER_RECORDS_WAITING_MAX {
-            self.kill("it did not read its records");
+            self.kill(poller, id, "it did not read its records");
         }
         poller.interest(&self.socket, Token::Worker(id), true, true);
         Ok(())
     }
 
     /// Whether the record is dealt with: sent, or never to be sent because the worker is going.
-    fn send_now(&mut self, bytes: &[u8], fds: &[Rc<OwnedFd>]) -> bool {
+    fn send_now(&mut self, poller: &mut Poller<Timer>, id: u64, bytes: &[u8], fds: &[Rc<OwnedFd>]) -> bool {
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(|fd| fd.as_fd()).collect();
         match fdpass::send(&self.socket, bytes, &borrowed) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
@@ -128,19 +128,19 @@ impl Worker {
             Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => true,
             // A record that it never gets is a session that nobody serves, or a turn that nobody takes.
             Err(error) => {
-                self.kill(&format!("a record cannot be sent to it: {error}"));
+                self.kill(poller, id, &format!("a record cannot be sent to it: {error}"));
                 true
             }
             Ok(()) => true,
         }
     }
 
-    fn flush(&mut self, poller: &Poller<Timer>, id: u64) {
+    fn flush(&mut self, poller: &mut Poller<Timer>, id: u64) {
         if self.ended {
             return;
         }
         while let Some((bytes, fds)) = self.waiting.pop_front() {
-            if !self.send_now(&bytes, &fds) {
+            if !self.send_now(poller, id, &bytes, &fds) {
                 self.waiting.push_front((bytes, fds));
                 return;
             }
@@ -148,8 +148,9 @@ impl Worker {
         poller.interest(&self.socket, Token::Worker(id), true, false);
     }
 
-    /// Sends SIGKILL. The worker counts as there until its pidfd says otherwise.
-    pub fn kill(&mut self, why: &str) {
+    /// Sends SIGKILL. The worker counts as there until its pidfd says otherwise; its sessions do not wait for it longer than
+    /// [`WORKER_EXIT_MS`] from now.
+    pub fn kill(&mut self, poller: &mut Poller<Timer>, id: u64, why: &str) {
         if self.killed {
             return;
         }
@@ -159,6 +160,8 @@ impl Worker {
         tracing::warn!(model = %self.generation.config.name, pid = self.pid(), generation = self.generation.number, why, "killing a worker");
         // An error means that it has exited already.
         let _ = self.process.kill();
+        poller.cancel(|timer| matches!(timer, Timer::Exit(worker) if *worker == id));
+        poller.after_ms(WORKER_EXIT_MS, Timer::Exit(id));
     }
 }
 
@@ -215,11 +218,11 @@ impl Supervisor {
         };
         let watched = self.poller.add(&worker.socket, Token::Worker(id));
         let watched = watched.and_then(|()| self.poller.add(&worker.pidfd, Token::WorkerExit(id)));
-        let told = worker.send(&self.poller, id, &ToWorker::Load(spec), &fds);
+        let told = worker.send(&mut self.poller, id, &ToWorker::Load(spec), &fds);
         if let Err(error) = watched.map_err(|e| e.to_string()).and(told.map_err(|e| e.to_string())) {
             self.poller.remove(&worker.socket);
             self.poller.remove(&worker.pidfd);
-            worker.kill("it could not be told of its model");
+            worker.kill(&mut self.poller, id, "it could not be told of its model");
             worker.process.reap(&self.reaper);
             return Err(error);
         }
@@ -235,19 +238,16 @@ impl Supervisor {
     /// Sends a record to a worker that may be gone.
     pub(super) fn tell(&mut self, worker: u64, record: &ToWorker, fds: &[Rc<OwnedFd>]) {
         if let Some(found) = self.workers.get_mut(&worker)
-            && let Err(error) = found.send(&self.poller, worker, record, fds)
+            && let Err(error) = found.send(&mut self.poller, worker, record, fds)
         {
             tracing::error!(%error, "a record was not sent");
         }
     }
 
-    /// Kills a worker; its sessions do not wait for it longer than [`WORKER_EXIT_MS`].
+    /// Kills a worker, as [`Worker::kill`] does.
     pub(super) fn kill_worker(&mut self, id: u64, why: &str) {
-        if let Some(worker) = self.workers.get_mut(&id)
-            && !worker.killed
-        {
-            worker.kill(why);
-            self.poller.after_ms(WORKER_EXIT_MS, Timer::Exit(id));
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.kill(&mut self.poller, id, why);
         }
     }
 
@@ -266,7 +266,7 @@ impl Supervisor {
     /// The record socket has something, or room.
     pub(super) fn on_worker(&mut self, id: u64, write: bool) {
         if write && let Some(worker) = self.workers.get_mut(&id) {
-            worker.flush(&self.poller, id);
+            worker.flush(&mut self.poller, id);
         }
         for _ in 0..WORKER_RECORDS_PER_TURN {
             if !self.take_record(id) {
@@ -290,7 +290,10 @@ impl Supervisor {
                 // It hung up, so it is exiting: its pidfd says how. If not, it is of no use without its socket.
                 worker.ended = true;
                 self.poller.remove(&worker.socket);
-                self.poller.after_ms(WORKER_HANG_UP_MS, Timer::Exit(id));
+                // One that was killed has its time already: its files are closed before it is gone.
+                if !worker.killed {
+                    self.poller.after_ms(WORKER_HANG_UP_MS, Timer::Exit(id));
+                }
                 return false;
             }
         };

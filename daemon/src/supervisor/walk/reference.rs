@@ -458,7 +458,8 @@ impl Reference {
         known.swap = None;
         if known.serves == Some(pid) {
             known.serves = None;
-            return known.lost(now_ms);
+            known.lost(now_ms);
+            return known.swap_if_possible();
         }
         known.kept = known.kept.filter(|(_, kept)| *kept != pid);
         let again = known.restart.is_some_and(|(restart, _)| restart == pid);

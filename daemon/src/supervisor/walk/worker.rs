@@ -83,6 +83,16 @@ impl Worker {
         self.send(&encode(record).expect("short"));
     }
 
+    /// It says that it took the baton, though it did not.
+    pub fn claims(&self) {
+        self.say(&FromWorker::Taken);
+    }
+
+    /// Its files are closed, and it is not gone yet.
+    pub fn hangs_up(&self) {
+        self.socket.shutdown(Shutdown::Both).expect("it was open");
+    }
+
     /// The process ends, by a signal of the test's.
     pub fn dies(&mut self) -> Deed {
         self.end(KILLED)
