@@ -33,6 +33,10 @@ impl Stamp {
 /// The stamps of all files of a model.
 type Stamps = Vec<Option<Stamp>>;
 
+fn stamps_of(paths: &[PathBuf]) -> Stamps {
+    paths.iter().map(|path| Stamp::of(path)).collect()
+}
+
 /// How far the look at a model's changing files is.
 #[derive(Debug, Default)]
 pub(super) struct Changing {
@@ -68,6 +72,7 @@ impl Files {
         let flags = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_ATTRIB
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;
@@ -96,6 +101,10 @@ fn files_of(source: &ModelSource, model: &Model) -> (Vec<PathBuf>, Vec<StageFile
     }
     let more = model.live.iter().flat_map(|live| live.generation.more.borrow().keys().cloned().collect::<Vec<_>>());
     for name in more {
+        // What is served may have had more files than what comes.
+        if !source.folder.join(&name).exists() {
+            continue;
+        }
         paths.push(source.folder.join(&name));
         stage.push(StageFile::Below { folder: source.folder.clone(), name });
     }
@@ -117,10 +126,35 @@ fn live_hashes(model: &Model) -> Option<Vec<String>> {
 impl Supervisor {
     /// Begins to watch the files of a model, where that is configured.
     pub(super) fn watch_files(&mut self, id: u64) {
-        let Some(model) = self.models.get(&id).filter(|model| model.config.watch) else { return };
-        let Ok(source) = resolve(&model.config.path, model.config.backend.as_deref()) else { return };
-        let (paths, _, folders) = files_of(&source, model);
-        let stamps: Stamps = paths.iter().map(|path| Stamp::of(path)).collect();
+        let Some(stamps) = self.watch_folders(id) else { return };
+        let Some(model) = self.models.get_mut(&id) else { return };
+        // What was there when the watch began is no change: after a rollback or a restart it may well be what an operator
+        // turned away from. But it may have changed since it was read.
+        let read = model.live.as_ref().and_then(|live| live.generation.stamp);
+        if model.changing.settled.is_none() && (read.is_none() || stamps.first() == Some(&read)) {
+            model.changing.settled = Some(stamps);
+        } else {
+            self.touched(id, false);
+        }
+    }
+
+    /// Watches the folders in which a change of a model's files shows. Returns the files' stamps, or none where the files
+    /// cannot be named: then the nearest folder that there is on the way to them is watched, for they may come.
+    pub(super) fn watch_folders(&mut self, id: u64) -> Option<Stamps> {
+        let model = self.models.get(&id).filter(|model| model.config.watch)?;
+        let path = &model.config.path;
+        let named = resolve(path, model.config.backend.as_deref()).ok().map(|source| files_of(&source, model));
+        let (stamps, folders) = match named {
+            Some((paths, _, folders)) => (Some(stamps_of(&paths)), folders),
+            None => (None, path.ancestors().filter(|folder| folder.is_dir()).take(2).map(Path::to_owned).collect()),
+        };
+        self.watch_each(id, folders);
+        stamps
+    }
+
+    /// Watches these folders for a model.
+    fn watch_each(&mut self, id: u64, folders: BTreeSet<PathBuf>) {
+        let Some(model) = self.models.get_mut(&id) else { return };
         if self.files.inotify.is_none() {
             let made = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK);
             let made = made.and_then(|inotify| self.poller.add(&inotify, Token::Files).map(|()| inotify));
@@ -132,20 +166,10 @@ impl Supervisor {
                 }
             }
         }
-        let refused: Vec<String> = folders.iter().filter_map(|folder| self.files.watch(folder).err()).collect();
-        for what in refused {
+        for what in folders.iter().filter_map(|folder| self.files.watch(folder).err()) {
             tracing::warn!(what, "a folder is not watched");
         }
-        let Some(model) = self.models.get_mut(&id) else { return };
         model.changing.folders = folders;
-        // What was there when the watch began is no change: after a rollback or a restart it may well be what an operator
-        // turned away from. But it may have changed since it was read.
-        let read = model.live.as_ref().and_then(|live| live.generation.stamp);
-        if model.changing.settled.is_none() && (read.is_none() || stamps.first() == Some(&read)) {
-            model.changing.settled = Some(stamps);
-        } else {
-            self.touched(id, false);
-        }
     }
 
     /// inotify has something.
@@ -161,7 +185,7 @@ impl Supervisor {
             };
             let folder = self.files.folders[at].1.clone();
             if event.mask.intersects(gone) {
-                // A folder that comes back under its name is watched again with the next look.
+                // A folder that comes back under its name is watched again with the look that follows.
                 self.files.folders.remove(at);
             }
             let moved = event.mask.contains(AddWatchFlags::IN_MOVED_TO);
@@ -190,15 +214,28 @@ impl Supervisor {
     pub(super) fn on_settle(&mut self, id: u64) {
         let Some(model) = self.models.get_mut(&id) else { return };
         model.changing.armed = false;
-        if !model.config.watch || model.changing.hashing.is_some() {
+        if !model.config.watch {
             return;
         }
-        // A manifest that is being written may be wrong for a moment; the next event brings us back.
-        let Ok(source) = resolve(&model.config.path, model.config.backend.as_deref()) else { return };
+        if model.changing.hashing.is_some() {
+            // What has happened meanwhile may be in files that were hashed already.
+            return self.touched(id, false);
+        }
+        let Ok(source) = resolve(&model.config.path, model.config.backend.as_deref()) else {
+            // A manifest that is being written may be wrong for a moment, and a folder that is being replaced away: the next
+            // event brings us back, unless it came before there was a watch.
+            if self.watch_folders(id).is_some() {
+                self.touched(id, false);
+            }
+            return;
+        };
         let (paths, stage, folders) = files_of(&source, model);
-        let stamps: Stamps = paths.iter().map(|path| Stamp::of(path)).collect();
+        let links_changed = model.changing.folders != folders;
+        // Before the look, which sees what came before it. A folder that was replaced is another one under the same name.
+        self.watch_each(id, folders);
+        let stamps = stamps_of(&paths);
+        let Some(model) = self.models.get_mut(&id) else { return };
         let changing = &mut model.changing;
-        let links_changed = changing.folders != folders;
         if changing.settled.as_ref() == Some(&stamps) || stamps.contains(&None) {
             changing.renamed = false;
         } else if changing.seen.as_ref() == Some(&stamps) || changing.renamed {
@@ -209,7 +246,7 @@ impl Supervisor {
             self.touched(id, false);
         }
         if links_changed {
-            self.watch_files(id);
+            self.touched(id, false);
         }
     }
 
@@ -218,10 +255,9 @@ impl Supervisor {
         let ours = |model: &Model| model.changing.hashing.as_ref().is_some_and(|(awaited, _)| *awaited == job);
         let Some((&id, model)) = self.models.iter_mut().find(|(_, model)| ours(model)) else { return };
         let Some((_, stamps)) = model.changing.hashing.take() else { return };
-        let Ok(hashes) = result else {
-            // It changed while it was read, or went: look again.
-            model.changing.first = None;
-            return self.touched(id, false);
+        let hashes = match result {
+            Ok(hashes) => hashes,
+            Err(what) => return self.not_hashed(id, stamps, &what),
         };
         let renamed = std::mem::take(&mut model.changing.renamed);
         if live_hashes(model).as_ref() == Some(&hashes) {
@@ -241,6 +277,21 @@ impl Supervisor {
         model.changing.tried = Some(hashes);
         tracing::info!(model = %model.name, path = %model.config.path.display(), "a watched file has changed");
         self.want(id, Wanted::Changed);
+    }
+
+    /// The files changed while they were read, or went: look again. Or they are such that nobody can read them: wait for a
+    /// change.
+    fn not_hashed(&mut self, id: u64, stamps: Stamps, what: &str) {
+        let Some(model) = self.models.get_mut(&id) else { return };
+        model.changing.first = None;
+        let source = resolve(&model.config.path, model.config.backend.as_deref());
+        let now = source.ok().map(|source| stamps_of(&files_of(&source, model).0));
+        if now.as_ref() != Some(&stamps) {
+            return self.touched(id, false);
+        }
+        tracing::warn!(model = %model.name, what, "a watched file cannot be read");
+        model.changing.renamed = false;
+        model.changing.settled = Some(stamps);
     }
 }
 

@@ -382,6 +382,8 @@ impl Supervisor {
             self.note_refused(id, &operation, what);
         }
         self.refuse_change(&operation, what);
+        // What is configured and cannot be served may be mended where it lies.
+        let _ = self.watch_folders(id);
         if again && let Some(model) = self.models.get(&id) {
             tracing::warn!(model = %model.name, what, "what served last cannot be served; the configured file is tried");
             let config = model.config.clone();

@@ -18,6 +18,8 @@ pub const SCENARIOS: &[(&str, fn())] = &[
     ("a_kept_worker_that_is_killed_comes_back_from_the_disk", kept_killed),
     ("a_watched_file_that_is_renamed_into_place_is_reloaded_and_half_a_file_never_is", watched),
     ("a_watched_file_that_is_refused_is_tried_once", watched_refused),
+    ("a_watched_folder_that_is_replaced_or_away_for_a_while_is_watched_again", watched_replaced),
+    ("a_watched_model_that_could_not_be_served_at_the_start_is_served_once_it_is_mended", watched_from_a_failed_start),
 ];
 
 /// Waits until the live generation is stored, and returns its entry.
@@ -209,6 +211,46 @@ fn watched() {
     std::thread::sleep(Duration::from_millis(1500));
     daemon.serves(3);
     assert_eq!(daemon.history().len(), 3);
+    daemon.drain();
+}
+
+fn watched_replaced() {
+    let daemon = Daemon::start_with("none", "watch = true\n");
+    let folder = folder(daemon.dir.path(), "none");
+    let (aside, next) = (daemon.dir.path().join("aside"), daemon.dir.path().join("next"));
+    fs::create_dir(&next).expect("a folder");
+    for name in ["model.bin", "model.toml"] {
+        fs::copy(folder.join(name), next.join(name)).expect("copied");
+    }
+    fs::rename(&folder, &aside).expect("renamed");
+    fs::rename(&next, &folder).expect("renamed");
+    // The same bytes in another folder: nothing to serve, and all to watch.
+    std::thread::sleep(Duration::from_millis(1500));
+    daemon.serves(1);
+    fs::write(folder.join("model.bin"), "the second").expect("written");
+    within("the new folder is watched", || daemon.model()["generation"] == 2);
+    // Away for longer than anybody looks.
+    fs::rename(&folder, &next).expect("renamed");
+    std::thread::sleep(Duration::from_millis(1500));
+    fs::write(next.join("model.bin"), "the third").expect("written");
+    fs::rename(&next, &folder).expect("renamed");
+    within("the folder that came back is watched", || daemon.model()["generation"] == 3);
+    // Nothing that can be read, and then something.
+    fs::write(folder.join("model.bin"), "").expect("written");
+    std::thread::sleep(Duration::from_millis(1500));
+    daemon.serves(3);
+    fs::write(folder.join("model.bin"), "the fourth").expect("written");
+    within("the file that can be read again is served", || daemon.model()["generation"] == 4);
+    daemon.drain();
+}
+
+fn watched_from_a_failed_start() {
+    let daemon = Daemon::start_with("refuses", "watch = true\noptional = true\n");
+    daemon.await_state("failed");
+    let folder = folder(daemon.dir.path(), "refuses");
+    let manifest = fs::read_to_string(folder.join("model.toml")).expect("a file").replace("refuses", "none");
+    fs::write(folder.join("model.toml"), manifest).expect("written");
+    daemon.await_state("live");
     daemon.drain();
 }
 
