@@ -28,6 +28,7 @@ pub mod promises;
 pub mod ran;
 pub mod raw;
 pub mod rounds;
+mod running;
 pub mod skip;
 pub mod steps;
 pub mod strace;

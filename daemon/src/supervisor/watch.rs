@@ -2,7 +2,7 @@
 //!
 //! The executor writes what it runs and since when into the baton; this looks at it now and then: once
 //! a second while nothing moves, as often as `max_run_ms` asks while steps are run, and never without
-//! sessions. What follows a kill is decided when the pidfd reports the exit.
+//! sessions and steps. What follows a kill is decided when the pidfd reports the exit.
 
 use super::{Supervisor, Timer, clock_ns};
 use inferd_ipc::limits::{WATCH_BUSY_MS, WATCH_IDLE_MS};
@@ -19,15 +19,17 @@ impl Supervisor {
     }
 
     fn is_watched(&self, id: u64) -> bool {
-        let live = self.models.get(&id).is_some_and(|model| model.live_worker().is_some());
-        live && self.sessions.ready_of(id).next().is_some()
+        let Some(model) = self.models.get(&id) else { return false };
+        let Some(worker) = model.live_worker().and_then(|worker| self.workers.get(&worker)) else { return false };
+        // A step may outlast the last session: it is its worker's all the same.
+        self.sessions.ready_of(id).next().is_some() || model.baton.running(worker.entry).is_some()
     }
 
     fn shortest_run_ms(&self) -> u64 {
         self.models.values().map(|model| model.config.max_run_ms).min().unwrap_or(WATCH_IDLE_MS).max(WATCH_BUSY_MS)
     }
 
-    /// Looks at every worker that has sessions.
+    /// Looks at every worker that has sessions, or runs a step.
     pub(super) fn on_watch(&mut self) {
         self.watch_armed = false;
         let watched: Vec<u64> = self.models.keys().copied().filter(|id| self.is_watched(*id)).collect();
