@@ -4,6 +4,7 @@
 //! can be provoked by anybody, so they pass a [`LogLimiter`] first.
 
 use crate::journal::Journal;
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use tracing_subscriber::filter::EnvFilter;
@@ -127,8 +128,8 @@ impl LogLimiter {
         LogLimiter { per_s, window: None, logged: 0, left_out: 0 }
     }
 
-    /// `Some(n)`: log this line, and that `n` before it were left out. `None`: leave it out.
-    pub fn admit(&mut self, now: Instant) -> Option<u64> {
+    /// `Some(n)`: log this line, and that `n` before it were left out if any were. `None`: leave it out.
+    pub fn admit(&mut self, now: Instant) -> Option<Option<NonZeroU64>> {
         let fresh = self.window.is_none_or(|start| now.duration_since(start) >= Duration::from_secs(1));
         if fresh {
             self.window = Some(now);
@@ -139,7 +140,7 @@ impl LogLimiter {
             return None;
         }
         self.logged += 1;
-        Some(std::mem::take(&mut self.left_out))
+        Some(NonZeroU64::new(std::mem::take(&mut self.left_out)))
     }
 }
 
@@ -155,8 +156,8 @@ mod tests {
         let admitted = (0..1000).filter(|_| limiter.admit(start).is_some()).count();
         assert_eq!(admitted, FAULT_LOGS_PER_S as usize);
         let later = start + Duration::from_secs(1);
-        assert_eq!(limiter.admit(later), Some(1000 - u64::from(FAULT_LOGS_PER_S)));
-        assert_eq!(limiter.admit(later), Some(0));
+        assert_eq!(limiter.admit(later), Some(NonZeroU64::new(1000 - u64::from(FAULT_LOGS_PER_S))));
+        assert_eq!(limiter.admit(later), Some(None));
     }
 
     #[test]

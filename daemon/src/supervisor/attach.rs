@@ -322,7 +322,7 @@ impl Supervisor {
         if let Some(model) = self.models.get(&model_id)
             && let Some(left_out) = self.comings.admit(Instant::now())
         {
-            tracing::info!(session = number, model = %model.name, uid = peer.uid, pid = peer.pid, left_out = (left_out > 0).then_some(left_out), "session begins");
+            tracing::info!(session = number, model = %model.name, uid = peer.uid, pid = peer.pid, left_out, "session begins");
         }
         self.arm_watch();
         Ok(())
@@ -435,7 +435,7 @@ impl Supervisor {
                     pid = parts.pid,
                     age_s,
                     why,
-                    left_out = (left_out > 0).then_some(left_out),
+                    left_out,
                     "session ends"
                 );
             }
