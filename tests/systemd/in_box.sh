@@ -39,6 +39,7 @@ count() { local n; n=$(number "$1" "$2"); echo "${n:-0}"; }
 model() { operator models "$1" --json; }
 field() { sed -n "s/^ *\"$1\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}$/\1/p" | head -n 1; }
 live() { [ "$(model "$1" | field state)" = live ]; }
+answered() { local n; n=$(operator stats "$1" --json | field ok); [ "${n:-0}" -gt 0 ]; }   # since its worker began
 config() { cat >/etc/inferd/inferd.d/models.toml; }
 drop_in() { mkdir -p /etc/systemd/system/inferd.service.d; cat >"/etc/systemd/system/inferd.service.d/test-$1.conf"; must systemctl daemon-reload; }
 drop_out() { rm -f "/etc/systemd/system/inferd.service.d/test-$1.conf"; must systemctl daemon-reload; }
@@ -162,7 +163,7 @@ a_daemon_killed_is_restarted_and_its_clients_reattach() {
     must kill -KILL "$pid"
     await "another main pid" bash -c "p=\$(systemctl show -P MainPID inferd); [ \$p != 0 ] && [ \$p != $pid ]"
     await "the service" bash -c "runuser -u oper -- inferctl sessions --json | grep -q session"
-    sleep 0.3; kill $(pgrep -x robot); wait $loop
+    await "an answer" answered counter; sleep 0.3; kill $(pgrep -x robot); wait $loop
     equal "$(show NRestarts)" $((restarts + 1)) "restarts"
     equal "$(stat -c %i /run/inferd/attach.sock)" "$inode" "inode of the socket, which stays"
     equal "$(count /tmp/loop reattaches)" 1 "reattaches"
@@ -358,7 +359,7 @@ an_upgrade_restarts_the_service_keeps_the_configuration_and_clients_reattach() {
     holds "$(dpkg-query -W inferd)" "+upgrade" "version"
     [ "$(main_pid)" != "$pid" ] || fail "the service was not restarted"
     await "the session" bash -c "runuser -u oper -- inferctl sessions --json | grep -q session"
-    sleep 0.3; kill $(pgrep -x robot); wait $loop
+    await "an answer" answered counter; sleep 0.3; kill $(pgrep -x robot); wait $loop
     grep -q '^drain_ms = 4000' /etc/inferd/inferd.toml || fail "the upgrade changed a configuration file that an operator had changed"
     equal "$(systemctl is-enabled inferd.service)" enabled enabled
     equal "$(count /tmp/loop reattaches)" 1 "reattaches"

@@ -12,6 +12,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// A slow disk takes a second for each of the fsyncs of a start.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 fn names(steps: &[Step]) -> BTreeSet<String> {
     steps.iter().map(|(name, _)| (*name).to_owned()).collect()
 }
@@ -106,15 +109,15 @@ fn a_store_that_fails_at_any_step_leaves_the_generation_serving_unstored() {
             armed.daemon.change(model.clone());
             armed.arm(step, Action::Fail, 1);
             armed.daemon.reload("m").expect("the store is no condition of serving");
-            armed.acted(step, Duration::from_secs(2));
+            armed.acted(step, PATIENCE);
             assert_eq!(armed.daemon.model("m").generation, before + 1, "{step}");
             robot.exchange("fill=1").expect("ok");
-            within(Duration::from_secs(2), "the log names the remedy", || armed.daemon.log().contains("make room"));
+            within(PATIENCE, "the log names the remedy", || armed.daemon.log().contains("make room"));
         }
         armed.table.disarm(0);
         armed.daemon.change(model.weights(b"the last"));
         armed.daemon.reload("m").expect("reloaded");
-        within(Duration::from_secs(2), "stored again", || armed.daemon.history("m")[0].stored);
+        within(PATIENCE, "stored again", || armed.daemon.history("m")[0].stored);
     });
 }
 
@@ -125,7 +128,7 @@ fn what_a_slow_disk_holds_up_is_in_no_baseline() {
         // Longer than a baseline looks on, and over well before it gives up.
         armed.arm("daemon.store.renamed", Action::Sleep { us: 600_000 }, 1);
         armed.daemon.start();
-        armed.acted("daemon.store.renamed", Duration::from_secs(2));
+        armed.acted("daemon.store.renamed", PATIENCE);
         let baseline = armed.daemon.baseline();
         assert!(armed.daemon.history("m")[0].stored, "it was waited for");
         armed.daemon.settles_to(&baseline);

@@ -38,12 +38,12 @@ scenarios! {
     }
 
     fn rule_4_the_reset_of_a_superseded_request_runs_with_the_next_one(case) {
-        let model = Model::counter("m").queue(4, "latest").option("sleep_us", 60_000);
+        let model = Model::counter("m").queue(4, "latest").option("sleep_us", 200_000);
         let daemon = case.config().model(model).start();
         let mut robot = case.attached(&daemon, "model=m");
         assert_eq!(robot.exchange("fill=0").expect("ok").output_f32(1)[0], 0.0);
         let running = robot.send("fill=1");
-        std::thread::sleep(ms(20));
+        daemon.until_runs(1);
         let reset = robot.send("fill=2 reset=1");
         let newest = robot.send("fill=3");
         assert_eq!(robot.wait(running).expect("ok").output_f32(1)[0], 1.0);
@@ -92,24 +92,24 @@ scenarios! {
     }
 
     fn rule_6_an_abandoned_wait_changes_nothing_and_its_reply_frees_its_slot(case) {
-        let model = Model::counter("m").queue(2, "in_order").option("sleep_us", 30_000);
+        let model = Model::counter("m").queue(2, "in_order").option("sleep_us", 150_000);
         let daemon = case.config().model(model).start();
         let mut robot = case.attached(&daemon, "model=m slots=2");
         for n in 0..4 {
             let ticket = robot.send(&format!("fill={n}"));
             let gave_up = robot.call(&format!("wait ticket={ticket} timeout_us=2000"));
             assert_eq!(gave_up.error(), "timeout", "{}", gave_up.json);
-            within(ms(500), "the reply comes, is released, and the slot is free", || robot.call("request").is_ok());
+            within(ms(5_000), "the reply comes, is released, and the slot is free", || robot.call("request").is_ok());
         }
         let ticket = robot.send("fill=7");
         robot.ok(&format!("abandon ticket={ticket}"));
-        within(ms(500), "a slot is free", || robot.call("request").is_ok());
+        within(ms(5_000), "a slot is free", || robot.call("request").is_ok());
         let reply = robot.exchange("fill=8").expect("ok");
         assert_eq!((reply.output(0), reply.output_f32(1)[0]), (fill(8, 64), 5.0), "abandoned, yet run: 5 steps before");
     }
 
     fn rule_6_the_one_call_convenience_returns_its_own_reply_or_again(case) {
-        let model = Model::echo("m").queue(4, "in_order").option("sleep_us", 40_000);
+        let model = Model::echo("m").queue(4, "in_order").option("sleep_us", 150_000);
         let daemon = case.config().model(model).start();
         let mut robot = case.attached(&daemon, "model=m slots=4");
         for n in 0..3 {
@@ -124,7 +124,7 @@ scenarios! {
         assert_eq!(refused.error(), "again", "{}", refused.json);
         assert!(start.elapsed() >= ms(19), "it waits for a slot within its own timeout");
         (tickets..tickets + 4).for_each(|t| drop(robot.wait(t).expect("ok")));
-        assert_eq!(robot.ok("infer fill=9 timeout_us=1000000").expect("ok").output(0), fill(9, 64));
+        assert_eq!(robot.ok("infer fill=9 timeout_us=5000000").expect("ok").output(0), fill(9, 64));
     }
 
     fn rule_6_credit_advances_over_the_contiguous_released_prefix_only(case) {
@@ -187,17 +187,17 @@ scenarios! {
     }
 
     fn waits_without_blocking_and_through_the_pollable_descriptor_find_the_same_outcome(case) {
-        let daemon = case.config().model(Model::echo("m").queue(4, "in_order").option("sleep_us", 20_000)).start();
+        let daemon = case.config().model(Model::echo("m").queue(4, "in_order").option("sleep_us", 150_000)).start();
         let mut robot = case.attached(&daemon, "model=m slots=4");
         let ticket = robot.send("fill=1");
         assert_eq!(robot.call(&format!("try ticket={ticket}")).error(), "pending");
-        within(ms(500), "an outcome", || robot.call(&format!("try ticket={ticket}")).error() != "pending");
+        within(ms(5_000), "an outcome", || robot.call(&format!("try ticket={ticket}")).error() != "pending");
         for n in 2..6 {
             let ticket = robot.send(&format!("fill={n}"));
             let reply = robot.ok(&format!("pollwait ticket={ticket} timeout_us=2000000")).expect("ok");
             assert_eq!(reply.output(0), fill(n, 64));
             assert!((1..=3).contains(&reply.number("polls")), "one ring per reply: {}", reply.json);
-            assert!(reply.waited() < ms(500), "the ring woke it, not the timeout: {}", reply.json);
+            assert!(reply.waited() < ms(1_500), "the ring woke it, not the timeout: {}", reply.json);
         }
     }
 
@@ -216,13 +216,15 @@ scenarios! {
         let mut robot = case.attached(&daemon, "model=m spin_us=10000000");
         let ticket = robot.send("fill=1");
         robot.begin(&format!("wait ticket={ticket} timeout_us=8000000"));
-        std::thread::sleep(ms(100));
+        // A process whose thread waits for the disk ends when the disk lets go of it.
+        let _ = daemon.baseline();
         let start = std::time::Instant::now();
         daemon.signal(Signal::SIGKILL);
         robot.finish(ms(8000)).expect("daemon_lost");
-        // 1 ms of spinning, and what a machine with two CPUs needs to end a process.
-        assert!(start.elapsed() < ms(100), "noticed after {:?}", start.elapsed());
-        daemon.wait_exit(ms(1000));
+        // 1 ms of spinning, and what a machine with two CPUs needs to end a process; a wait that did not notice takes 8 s.
+        println!("FIGURE a spinning client noticed the hang-up after {:?}", start.elapsed());
+        assert!(start.elapsed() < ms(1_000), "noticed after {:?}", start.elapsed());
+        daemon.wait_exit(ms(5_000));
         daemon.start();
     }
 
@@ -233,29 +235,30 @@ scenarios! {
             let mut robot = case.attached(&daemon, "model=m spin_us=0 auto_reattach=0");
             let ticket = robot.send("fill=1");
             robot.begin(&format!("{verb} ticket={ticket} timeout_us=8000000"));
-            std::thread::sleep(ms(100));
+            let _ = daemon.baseline();
             let start = std::time::Instant::now();
             daemon.signal(Signal::SIGKILL);
             robot.finish(ms(8000)).expect("daemon_lost");
-            assert!(start.elapsed() < ms(150), "{verb}: noticed after {:?}", start.elapsed());
-            daemon.wait_exit(ms(1000));
+            assert!(start.elapsed() < ms(1_000), "{verb}: noticed after {:?}", start.elapsed());
+            daemon.wait_exit(ms(5_000));
             daemon.start();
         }
     }
 
     fn what_the_supervisor_answers_wakes_a_client_that_sleeps_or_polls(case) {
-        let model = Model::counter("m").queue(4, "in_order").option("sleep_us", 400_000);
+        let model = Model::counter("m").queue(4, "in_order").option("sleep_us", 3_000_000).config("max_run_ms", "20000");
         let daemon = case.config().model(model).start();
         let mut robot = case.attached(&daemon, "model=m spin_us=0");
-        for verb in ["wait", "pollwait"] {
+        for (request, verb) in ["wait", "pollwait"].into_iter().enumerate() {
             let ticket = robot.send("fill=1");
             robot.begin(&format!("{verb} ticket={ticket} timeout_us=5000000"));
+            daemon.until_runs(request as u64);
             std::thread::sleep(ms(100));
             let start = std::time::Instant::now();
             let worker = daemon.worker("m");
             kill(Pid::from_raw(worker as i32), Signal::SIGKILL).expect("the worker lives");
             robot.finish(ms(8000)).expect("worker_lost");
-            assert!(start.elapsed() < ms(300), "{verb}: told after {:?}", start.elapsed());
+            assert!(start.elapsed() < ms(1_500), "{verb}: told after {:?}", start.elapsed());
             within(ms(3000), "another worker serves", || {
                 let model = daemon.model("m");
                 model.state == "live" && model.worker_pid != Some(worker)

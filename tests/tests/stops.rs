@@ -6,6 +6,7 @@
 use inferd_ipc::control::{Command as Rpc, Reload, Shadow};
 use inferd_ipc::failpoints::Action;
 use inferd_ipc::layout::Backing;
+use inferd_ipc::limits::STORE_EXIT_MS;
 use inferd_tests::control::Control;
 use inferd_tests::failpoints::{self, DIES};
 use inferd_tests::steps::{CLIENT, DAEMON, Step, WORKER, When};
@@ -14,7 +15,7 @@ use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
 const DRAIN_MS: u64 = 2_000;
-const END_MS: u64 = DRAIN_MS + 1_000;
+const END_MS: u64 = DRAIN_MS + STORE_EXIT_MS + 1_000;
 /// Rounds of random moments per round of every step.
 const RANDOM: usize = 12;
 

@@ -304,6 +304,7 @@ fn each_uid_meets_its_own_quota_and_a_model_its_limit_and_both_say_so() {
     let deed = format!("fill count={} hold_ms=4000", per_uid + 8);
     let fill = |tongue, uid| Villain::start(&daemon, tongue, uid, &deed);
     let full = |most: u64| within(ms(20_000), "the sessions are there", || daemon.sessions().len() as u64 > most);
+    Villain::make(&daemon, Tongue::C);
     let first = fill(Tongue::Rust, OTHER_UID);
     full(per_uid - 1);
     let second = fill(Tongue::C, OTHER_UID + 1);

@@ -241,8 +241,11 @@ fn a_shadow_ends_at_once_with_the_worker_however_long_it_would_take_and_even_if_
         for told in [true, false] {
             let mut candidate = live.candidate(generation(scaled(1.0), 2, Some(option)));
             candidate.shadow(&live.record, Some(1000), None, 60_000);
+            let start = Instant::now();
+            while !candidate.threads().contains(&("shadow-run".to_owned(), SCHED_IDLE)) {
+                assert!(start.elapsed() < Duration::from_secs(10), "{:?}", candidate.threads());
+            }
             std::thread::sleep(Duration::from_millis(30));
-            assert!(candidate.threads().contains(&("shadow-run".to_owned(), SCHED_IDLE)));
             let start = Instant::now();
             if told {
                 candidate.tell(&ToWorker::Retire, &[]);
@@ -314,7 +317,10 @@ fn a_model_is_loaded_by_a_thread_that_ends_at_idle_priority_unless_it_is_awaited
             assert!(start.elapsed() < Duration::from_secs(10), "{:?}", worker.threads());
         }
         worker.loaded();
-        assert_eq!(worker.threads(), waiting(policy));
+        let start = Instant::now();
+        while worker.threads() != waiting(policy) {
+            assert!(start.elapsed() < Duration::from_secs(10), "the loader has ended: {:?}", worker.threads());
+        }
     }
 }
 

@@ -53,8 +53,16 @@ pub fn half(deed: &Deed) -> Value {
     }
     // Connections that say nothing at all, too.
     let silent: Vec<_> = (0..deed.number("silent", 0)).map_while(|_| RawAttach::connect(&deed.dir).ok()).collect();
-    std::thread::sleep(Duration::from_millis(100));
-    let refused = silent.iter().filter(|raw| raw.is_over()).count();
+    // Until nobody else is refused for a while; those that are let in end with the grace of their attach, in two seconds.
+    let over = || silent.iter().filter(|raw| raw.is_over()).count();
+    let (mut refused, mut since, end) = (over(), Instant::now(), Instant::now() + Duration::from_millis(1_500));
+    while since.elapsed() < Duration::from_millis(300) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = over();
+        if now != refused {
+            (refused, since) = (now, Instant::now());
+        }
+    }
     hold(deed);
     json!({ "answers": tally.0, "held": open.len(), "silent": silent.len(), "silent_refused": refused })
 }
