@@ -204,7 +204,7 @@ class Calls(unittest.TestCase):
                     await asyncio.sleep(0.002)
 
             heart = asyncio.ensure_future(beat())
-            actions = await asyncio.gather(*(robot.infer(x=self.x + i) for i in range(4)))
+            actions = await asyncio.gather(*(robot.infer(x=self.x + i, timeout=10.0) for i in range(4)))
             for i, action in enumerate(actions):
                 np.testing.assert_array_equal(action, [[i, i + 1, i + 2, i + 3]])
             self.assertGreater(beats, 10, "the loop stood still")
