@@ -59,9 +59,9 @@ scenarios! {
         robots.into_iter().for_each(|r| r.quit());
         // One worker is kept for a rollback; it holds what the live one holds.
         within(ms(2000), "retired workers are gone", || daemon.footprint().len() <= baseline.len() + 1);
-        let after = daemon.footprint();
-        let worker_fds: usize = after[1].fds.values().sum();
-        assert!(worker_fds <= baseline[1].fds.values().sum::<usize>() + 1, "{:#?}", after[1]);
+        // The sessions have just ended: their doorbells are closed within moments.
+        let descriptors = |of: &[inferd_tests::process::Footprint]| of[1].fds.values().sum::<usize>();
+        within(ms(2000), "a worker holds what it held", || descriptors(&daemon.footprint()) <= descriptors(&baseline) + 1);
     }
 
     fn rule_10_each_reply_bears_the_generation_that_computed_it(case) {
