@@ -497,16 +497,22 @@ fn an_old_worker_that_does_not_let_go_when_the_new_one_is_gone_is_ended_and_the_
     walk.end();
 }
 
-#[test]
-fn an_old_worker_that_dies_before_it_resumes_leaves_its_place_to_the_one_that_waits() {
-    let place = place();
-    let mut walk = Walk::begin(place.path(), false);
+/// The worker of `a`, by its place among all, has let go for one that is gone, and has yet to resume.
+fn about_to_resume(place: &Path) -> (Walk<'_>, usize) {
+    let mut walk = Walk::begin(place, false);
     walk.load("a", &of("none"));
     walk.settle();
     let serving = walk.known - 1;
     walk.reload("a", &of("dies_when_granted"), false);
     walk.turn();
     walk.everybody();
+    (walk, serving)
+}
+
+#[test]
+fn an_old_worker_that_dies_before_it_resumes_leaves_its_place_to_the_one_that_waits() {
+    let place = place();
+    let (mut walk, serving) = about_to_resume(place.path());
     walk.reload("a", &of("none"), false);
     walk.turn();
     walk.everybody();
@@ -521,13 +527,7 @@ fn an_old_worker_that_dies_before_it_resumes_leaves_its_place_to_the_one_that_wa
 #[test]
 fn an_old_worker_that_says_it_took_a_baton_that_it_was_not_granted_is_killed() {
     let place = place();
-    let mut walk = Walk::begin(place.path(), false);
-    walk.load("a", &of("none"));
-    walk.settle();
-    let serving = walk.known - 1;
-    walk.reload("a", &of("dies_when_granted"), false);
-    walk.turn();
-    walk.everybody();
+    let (mut walk, serving) = about_to_resume(place.path());
     walk.workers.borrow()[serving].claims();
     walk.turn();
     assert!(walk.workers.borrow()[serving].doomed, "the next one is gone, and the old one has yet to resume");
